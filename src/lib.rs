@@ -1,0 +1,1 @@
+//! Fused cosine-margin softmax losses for Candle (work in progress).
