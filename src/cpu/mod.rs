@@ -1,0 +1,3 @@
+//! The fused CPU path.
+#[derive(Debug, Default)]
+pub(crate) struct WorkspacePool;
