@@ -1,25 +1,244 @@
 //! The op: dispatch to the device's path, and the two ways gradients take through Candle's tape.
+//!
+//! A scalar reduction has one upstream gradient: the gradients are computed with the loss and backward scales them. With
+//! [`Reduction::None`] every row may have its own: backward computes the logits again from the rows' states.
 
-use crate::error::Result;
-use crate::loss::LossOutput;
-use crate::problem::Problem;
-use candle_core::Tensor;
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor, WithDType};
 
+use crate::cpu::{self, Gradients, Pass, RowState};
+use crate::error::{Error, Result};
+use crate::loss::{IGNORED, LossOutput, MarginLoss, Reduction};
+use crate::problem::{Problem, Targets};
+
+/// The loss, on the tape where X or W is.
 pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
-    Ok(crate::reference::forward(
-        problem.loss,
-        problem.features,
-        problem.weight,
-        problem.labels,
-        problem.sample_weights,
-    )?)
+    on_cpu(problem)?;
+    let targets = problem.targets()?;
+    let (track_x, track_w) = (problem.features.track_op(), problem.weight.track_op());
+    let tracked = track_x || track_w;
+    let detached = (problem.features.detach(), problem.weight.detach());
+    let (x, w) = (problem.features, problem.weight);
+    if problem.params().reduction == Reduction::None || !tracked {
+        let states = cpu::run(problem, &targets, Pass::Loss, Gradients::default())?;
+        let mut output = output(problem, &targets, &states)?;
+        if tracked {
+            let op = PerRow {
+                loss: problem.loss.clone(),
+                labels: problem.labels.clone(),
+                sample_weights: problem.sample_weights.map(Tensor::detach),
+                value: output.loss.clone(),
+                states,
+                targets,
+            };
+            output.loss = x.apply_op2(w, op)?;
+        }
+        return Ok(output);
+    }
+    let (dx, dw) = cpu::new_gradients(problem, track_x, track_w)?;
+    let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
+    let problem = Problem { features: &detached.0, weight: &detached.1, ..problem.clone() };
+    let states = cpu::run(&problem, &targets, Pass::OnePass, gradients)?;
+    let mut output = output(&problem, &targets, &states)?;
+    output.loss = x.apply_op2(w, Reduced { value: output.loss.clone(), dx, dw })?;
+    Ok(output)
 }
+
+/// The loss and both gradients, off the tape.
 pub(crate) fn loss_and_grads(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)> {
-    let (x, w) = (candle_core::Var::from_tensor(problem.features)?, candle_core::Var::from_tensor(problem.weight)?);
-    let out = crate::reference::forward(problem.loss, &x, &w, problem.labels, problem.sample_weights)?;
-    let grads = out.loss.sum_all()?.backward()?;
-    Ok((out, grads.get(&x).unwrap().clone(), grads.get(&w).unwrap().clone()))
+    on_cpu(problem)?;
+    let (dx, dw) = cpu::new_gradients(problem, true, true)?;
+    let (Some(dx), Some(dw)) = (dx, dw) else { unreachable!("both are asked for") };
+    Ok((into(problem, &dx, &dw)?, dx, dw))
 }
-pub(crate) fn loss_and_grads_into(problem: &Problem, _dx: &Tensor, _dw: &Tensor) -> Result<LossOutput> {
-    forward(problem)
+
+/// The loss, and both gradients over what `dx` and `dw` held.
+pub(crate) fn loss_and_grads_into(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
+    on_cpu(problem)?;
+    for (what, gradient, of) in [("dX", dx, problem.features), ("dW", dw, problem.weight)] {
+        if gradient.dims() != of.dims() || gradient.dtype() != of.dtype() {
+            return Err(Error::Input(format!(
+                "{what} must be {} {:?}, it is {} {:?}",
+                of.dtype().as_str(),
+                of.dims(),
+                gradient.dtype().as_str(),
+                gradient.dims()
+            )));
+        }
+        if !gradient.is_contiguous() {
+            return Err(Error::Input(format!("{what} must be contiguous")));
+        }
+        if !gradient.device().same_device(of.device()) {
+            return Err(Error::Input(format!("{what} is on another device than what it is the gradient of")));
+        }
+    }
+    let read = [
+        Some(("the features X", problem.features)),
+        Some(("the weight W", problem.weight)),
+        Some(("the labels y", problem.labels)),
+        problem.sample_weights.map(|weights| ("the sample weights", weights)),
+    ];
+    for (what, gradient) in [("dX", dx), ("dW", dw)] {
+        for (name, tensor) in read.into_iter().flatten() {
+            if same_storage(gradient, tensor) {
+                return Err(Error::Input(format!("{what} shares its storage with {name}")));
+            }
+        }
+    }
+    if same_storage(dx, dw) {
+        return Err(Error::Input("dX shares its storage with dW".into()));
+    }
+    into(problem, dx, dw)
+}
+
+fn into(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
+    let targets = problem.targets()?;
+    let gradients = Gradients { features: Some(dx), weight: Some(dw) };
+    let states = cpu::run(problem, &targets, Pass::OnePass, gradients)?;
+    output(problem, &targets, &states)
+}
+
+fn same_storage(a: &Tensor, b: &Tensor) -> bool {
+    let (a, b) = (a.storage_and_layout().0, b.storage_and_layout().0);
+    std::ptr::eq::<Storage>(&*a, &*b)
+}
+
+fn on_cpu(problem: &Problem) -> Result<()> {
+    match problem.features.device() {
+        Device::Cpu => Ok(()),
+        device => Err(Error::Input(format!(
+            "there is no fused path for {:?} in this build; candle_margin_loss::reference runs on any device",
+            device.location()
+        ))),
+    }
+}
+
+/// What a call gives, from the states of the rows that count.
+fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<LossOutput> {
+    let (n, device, wide) = (problem.n, problem.features.device(), problem.accumulation_dtype());
+    let mut per_sample = vec![0f64; n];
+    let mut predicted = vec![IGNORED; n];
+    let mut hard = vec![0u8; n];
+    let mut target_cosine = vec![0f64; n];
+    for (target, state) in targets.rows.iter().zip(states) {
+        per_sample[target.row] = state.loss;
+        predicted[target.row] = state.predicted;
+        hard[target.row] = u8::from(state.hard);
+        target_cosine[target.row] = state.cosine;
+    }
+    let sum: f64 = states.iter().map(|state| state.loss).sum();
+    let tensor = |values: Vec<f64>| -> Result<Tensor> {
+        Ok(match wide {
+            DType::F64 => Tensor::from_vec(values, n, device)?,
+            _ => Tensor::from_vec(values.into_iter().map(|v| v as f32).collect::<Vec<_>>(), n, device)?,
+        })
+    };
+    let per_sample = tensor(per_sample)?;
+    let loss = match problem.params().reduction {
+        Reduction::None => per_sample.clone(),
+        _ if wide == DType::F64 => Tensor::new(sum * targets.reduction_factor(), device)?,
+        _ => Tensor::new((sum * targets.reduction_factor()) as f32, device)?,
+    };
+    Ok(LossOutput {
+        loss,
+        per_sample,
+        predicted: Tensor::from_vec(predicted, n, device)?,
+        hard: Tensor::from_vec(hard, n, device)?,
+        target_cosine: tensor(target_cosine)?,
+    })
+}
+
+/// A reduced loss whose gradients are known already.
+struct Reduced {
+    /// A scalar
+    value: Tensor,
+    /// (N, D), where X is tracked
+    dx: Option<Tensor>,
+    /// (C, D), where W is tracked
+    dw: Option<Tensor>,
+}
+
+impl CustomOp2 for Reduced {
+    fn name(&self) -> &'static str {
+        "margin-loss"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        cpu_value(&self.value)
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
+        let scale = |gradient: &Option<Tensor>| match gradient {
+            Some(gradient) if upstream != 1.0 => gradient.affine(upstream, 0.0).map(Some),
+            gradient => Ok(gradient.clone()),
+        };
+        Ok((scale(&self.dx)?, scale(&self.dw)?))
+    }
+}
+
+/// Per-row losses, whose gradients wait for the upstream ones.
+struct PerRow {
+    loss: MarginLoss,
+    labels: Tensor,
+    sample_weights: Option<Tensor>,
+    /// (N)
+    value: Tensor,
+    states: Vec<RowState>,
+    targets: Targets,
+}
+
+impl CustomOp2 for PerRow {
+    fn name(&self) -> &'static str {
+        "margin-loss-per-row"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        cpu_value(&self.value)
+    }
+
+    fn bwd(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let upstream = upstream.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let (x, w) = (features.detach(), weight.detach());
+        let problem = Problem::new(&self.loss, &x, &w, &self.labels, self.sample_weights.as_ref())?;
+        let (dx, dw) = cpu::new_gradients(&problem, features.track_op(), weight.track_op())?;
+        let pass = Pass::Gradients { states: &self.states, upstream: &upstream };
+        let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
+        cpu::run(&problem, &self.targets, pass, gradients)?;
+        Ok((dx, dw))
+    }
+}
+
+/// A loss tensor's values as the result of an op.
+fn cpu_value(value: &Tensor) -> candle_core::Result<(CpuStorage, Shape)> {
+    let values = value.flatten_all()?;
+    let storage = match value.dtype() {
+        DType::F64 => f64::to_cpu_storage_owned(values.to_vec1()?),
+        _ => f32::to_cpu_storage_owned(values.to_vec1()?),
+    };
+    Ok((storage, value.shape().clone()))
 }

@@ -1,3 +1,807 @@
-//! The fused CPU path.
-#[derive(Debug, Default)]
-pub(crate) struct WorkspacePool;
+//! The fused CPU path: a block of rows at a time against all classes, within a bounded workspace.
+//!
+//! For a block of rows, with lanes of classes side by side and the tiles of a lane one after the other:
+//!
+//! 1. X̂: the block's rows that count, widened and divided by their norms.
+//! 2. Cosines, class-major (classes, rows): a tile of W times X̂ᵀ, scaled by the classes' norms; in the same sweep each row's maximum and
+//!    sum of exponentials over non-targets, and its best class.
+//! 3. Rows: the tiles' statistics folded in their order, then ψ, δ, ℓ and what the gradient needs, in f64.
+//! 4. Gradient: cosines to g in place; dX += gᵀ·Ŵ into the lane's own sum, dW = g·X̂ minus its projection, while the tile of W is at hand.
+//! 5. dX: the lanes' sums added in their order, minus its projection.
+//!
+//! How a problem is cut ([`Plan`]) depends on its sizes alone, and every sum has a fixed order: the bits do not depend on the threads.
+
+mod numeric;
+mod plan;
+mod product;
+mod rows;
+mod sweep;
+mod workspace;
+
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, Layout, Storage, Tensor};
+use half::{bf16, f16};
+use pulp::Arch;
+use rayon::prelude::*;
+
+pub(crate) use rows::RowState;
+pub(crate) use workspace::WorkspacePool;
+
+use crate::error::{Error, Result};
+use crate::loss::Params;
+use crate::problem::{Problem, TargetRow, Targets};
+use numeric::{Element, Real};
+use plan::Plan;
+use product::{Matrix, product};
+use rows::Accumulated;
+use sweep::{Logit, RowConstants, Statistics};
+
+/// Rows shorter than this are divided by it, and their gradient has no projection.
+const SHORTEST: f64 = 1e-12;
+
+/// What a call computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Pass<'a> {
+    /// The rows' losses.
+    Loss,
+    /// The rows' losses, and the gradients of their reduction.
+    OnePass,
+    /// The gradients for these upstream gradients, one a row of the batch, from the rows' states of an earlier pass.
+    Gradients { states: &'a [RowState], upstream: &'a [f64] },
+}
+
+/// Where gradients go: tensors to write over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Gradients<'a> {
+    /// dX (N, D)
+    pub features: Option<&'a Tensor>,
+    /// dW (C, D)
+    pub weight: Option<&'a Tensor>,
+}
+
+/// New gradient tensors, each where it is wanted.
+pub(crate) fn new_gradients(
+    problem: &Problem,
+    features: bool,
+    weight: bool,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn zeros<E: Element>(like: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::from_vec(E::zeros(like.elem_count()), like.dims(), like.device())?)
+    }
+    let new = |wanted: bool, like: &Tensor| {
+        wanted
+            .then(|| match like.dtype() {
+                candle_core::DType::F64 => zeros::<f64>(like),
+                candle_core::DType::F32 => zeros::<f32>(like),
+                candle_core::DType::F16 => zeros::<f16>(like),
+                _ => zeros::<bf16>(like),
+            })
+            .transpose()
+    };
+    Ok((new(features, problem.features)?, new(weight, problem.weight)?))
+}
+
+/// Runs `pass` over a problem whose tensors are on the CPU; gives the state of every row that is not ignored, in their order.
+pub(crate) fn run(problem: &Problem, targets: &Targets, pass: Pass, out: Gradients) -> Result<Vec<RowState>> {
+    use candle_core::DType::{BF16, F16, F32, F64};
+    match (problem.features.dtype(), problem.weight.dtype()) {
+        (F64, F64) => typed::<f64, f64>(problem, targets, pass, out),
+        (F32, F32) => typed::<f32, f32>(problem, targets, pass, out),
+        (F16, F16) => typed::<f16, f16>(problem, targets, pass, out),
+        (F16, F32) => typed::<f16, f32>(problem, targets, pass, out),
+        (BF16, BF16) => typed::<bf16, bf16>(problem, targets, pass, out),
+        (BF16, F32) => typed::<bf16, f32>(problem, targets, pass, out),
+        (x, w) => Err(Error::Input(format!("features X are {} and weight W is {}", x.as_str(), w.as_str()))),
+    }
+}
+
+fn typed<X, W>(problem: &Problem, targets: &Targets, pass: Pass, out: Gradients) -> Result<Vec<RowState>>
+where
+    X: Element,
+    W: Element<Acc = X::Acc>,
+{
+    let (x_storage, x_layout) = problem.features.storage_and_layout();
+    let (w_storage, w_layout) = problem.weight.storage_and_layout();
+    let (Storage::Cpu(x), Storage::Cpu(w)) = (&*x_storage, &*w_storage) else {
+        return Err(Error::Input("the CPU path was given a tensor of another device".into()));
+    };
+    let x = Rows::new(X::cpu_storage_as_slice(x)?, x_layout);
+    let w = Rows::new(W::cpu_storage_as_slice(w)?, w_layout);
+    with_slice(out.features, |dx: Option<&mut [X]>| {
+        with_slice(out.weight, |dw: Option<&mut [W]>| Ok(Call::new(problem, targets, x, w).run(pass, dx, dw)))
+    })
+}
+
+/// Lends `work` the elements of a contiguous tensor to write.
+fn with_slice<E: Element, R>(tensor: Option<&Tensor>, work: impl FnOnce(Option<&mut [E]>) -> Result<R>) -> Result<R> {
+    let Some(tensor) = tensor else { return work(None) };
+    let mut result = None;
+    let write = |elements: &mut [E]| result = Some(work(Some(elements)));
+    tensor.inplace_op1(&Write(RefCell::new(Some(Box::new(write)))))?;
+    result.unwrap_or_else(|| Err(Error::Input("a gradient tensor that is not on the CPU".into())))
+}
+
+/// Candle's way to a tensor's storage for writing: an in-place op, here with what to do with the elements.
+struct Write<'w, E>(RefCell<Option<WriteFn<'w, E>>>);
+
+type WriteFn<'w, E> = Box<dyn FnOnce(&mut [E]) + 'w>;
+
+impl<E: Element> candle_core::InplaceOp1 for Write<'_, E> {
+    fn name(&self) -> &'static str {
+        "margin-loss-gradient"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let start = layout.start_offset();
+        let elements = E::storage_mut(storage)
+            .and_then(|all| all.get_mut(start..start + layout.shape().elem_count()))
+            .ok_or_else(|| candle_core::Error::msg("a gradient tensor of another dtype or size"))?;
+        if let Some(write) = self.0.take() {
+            write(elements);
+        }
+        Ok(())
+    }
+}
+
+/// The rows of a strided (rows, cols) tensor.
+#[derive(Debug, Clone, Copy)]
+struct Rows<'a, E> {
+    data: &'a [E],
+    offset: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a, E: Element> Rows<'a, E> {
+    fn new(data: &'a [E], layout: &Layout) -> Self {
+        let stride = layout.stride();
+        Self {
+            data,
+            offset: layout.start_offset(),
+            cols: layout.dims()[1],
+            row_stride: stride[0],
+            col_stride: stride[1],
+        }
+    }
+
+    /// Widens row `row` into `out`.
+    fn widen_row(&self, row: usize, out: &mut [E::Acc]) {
+        let start = self.offset + row * self.row_stride;
+        if self.col_stride == 1 {
+            E::widen_slice(&self.data[start..start + self.cols], out);
+        } else {
+            for (d, out) in out.iter_mut().enumerate() {
+                *out = self.data[start + d * self.col_stride].widen();
+            }
+        }
+    }
+
+    /// Rows from `row` on, where they can be read as they are: (slice, row stride).
+    fn borrow(&self, row: usize) -> Option<(&'a [E::Acc], usize)> {
+        if self.col_stride != 1 {
+            return None;
+        }
+        Some((E::as_acc(&self.data[self.offset + row * self.row_stride..])?, self.row_stride))
+    }
+}
+
+/// A row's norm, as what its elements are multiplied by.
+#[derive(Debug, Clone, Copy)]
+struct Norm {
+    /// 1 / max(‖row‖, 1e-12)
+    inverse: f64,
+    /// Longer than 1e-12: the derivative of the normalisation has its projection.
+    projects: bool,
+    /// Too long for products before the division.
+    long: bool,
+}
+
+impl Norm {
+    #[inline(always)]
+    fn of<T: Real>(row: &[T]) -> Self {
+        let squares = sweep::sum_of_squares(row).f64();
+        let norm = if T::SAFE_SQUARES.contains(&squares) { squares.sqrt() } else { careful_norm(row) };
+        let short = norm < SHORTEST; // false for NaN, which stays
+        Self { inverse: 1.0 / if short { SHORTEST } else { norm }, projects: !short, long: norm > T::LONGEST }
+    }
+}
+
+/// The norm of a row whose squares overflow or underflow.
+#[cold]
+fn careful_norm<T: Real>(row: &[T]) -> f64 {
+    let largest = row.iter().fold(0.0, |largest: f64, v| if v.f64().abs() > largest { v.f64().abs() } else { largest });
+    if largest == 0.0 || largest.is_infinite() {
+        // All zero, infinite, or nothing but NaN and zero.
+        return if row.iter().any(|v| v.f64().is_nan()) { f64::NAN } else { largest };
+    }
+    largest * row.iter().map(|v| (v.f64() / largest).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Multiplies a row by its inverse norm.
+#[inline(always)]
+fn normalize<T: Real>(row: &mut [T], norm: Norm) {
+    if norm.long {
+        // 1/‖row‖ may be subnormal in T.
+        row.iter_mut().for_each(|v| *v = T::of(v.f64() * norm.inverse));
+    } else {
+        let inverse = T::of(norm.inverse);
+        row.iter_mut().for_each(|v| *v *= inverse);
+    }
+}
+
+/// A block of rows, made ready: step 1.
+struct Block<'b, T> {
+    rows: &'b [TargetRow],
+    /// X̂ (R, D)
+    unit: &'b [T],
+    norms: Vec<Norm>,
+    /// (class, row of the block), sorted
+    by_class: Vec<(u32, u32)>,
+}
+
+impl<T> Block<'_, T> {
+    /// The rows whose targets are in `classes`, by class.
+    fn targets_in(&self, classes: &std::ops::Range<usize>) -> &[(u32, u32)] {
+        let start = self.by_class.partition_point(|&(class, _)| (class as usize) < classes.start);
+        let end = self.by_class.partition_point(|&(class, _)| (class as usize) < classes.end);
+        &self.by_class[start..end]
+    }
+}
+
+/// Takes the rows of one class off the front of sorted (class, row) pairs.
+#[inline(always)]
+fn take_class<'t>(targets: &mut &'t [(u32, u32)], class: u32) -> &'t [(u32, u32)] {
+    let count = targets.iter().take_while(|&&(of, _)| of == class).count();
+    let (taken, rest) = targets.split_at(count);
+    *targets = rest;
+    taken
+}
+
+/// A call's inputs and how it is cut.
+struct Call<'a, X: Element, W> {
+    params: &'a Params,
+    pool: &'a WorkspacePool,
+    targets: &'a Targets,
+    n: usize,
+    c: usize,
+    d: usize,
+    x: Rows<'a, X>,
+    w: Rows<'a, W>,
+    plan: Plan,
+    arch: Arch,
+}
+
+/// A tile of W as the products take it: Ŵ_j = σ_j · row j.
+struct Tile<'t, T> {
+    rows: Matrix<'t, T>,
+    data: &'t [T],
+    row_stride: usize,
+}
+
+impl<'t, T: Real> Tile<'t, T> {
+    fn row(&self, j: usize, d: usize) -> &'t [T] {
+        &self.data[j * self.row_stride..][..d]
+    }
+}
+
+/// σ: what a tile's row lacks to be ŵ.
+fn sigma<T: Real>(norm: Norm) -> T {
+    if norm.long { T::ONE } else { T::of(norm.inverse) }
+}
+
+impl<'a, X, W> Call<'a, X, W>
+where
+    X: Element,
+    W: Element<Acc = X::Acc>,
+{
+    fn new(problem: &Problem<'a>, targets: &'a Targets, x: Rows<'a, X>, w: Rows<'a, W>) -> Self {
+        let (n, c, d) = (problem.n, problem.c, problem.d);
+        let params = problem.params();
+        let rows = targets.rows.len().max(1);
+        let copies = W::as_acc(&[]).is_none();
+        let plan = Plan::new(rows, c, d, size_of::<X::Acc>(), params.workspace_bytes, copies);
+        Self { params, pool: &problem.loss.pool, targets, n, c, d, x, w, plan, arch: Arch::new() }
+    }
+
+    fn run(&self, pass: Pass, mut dx: Option<&mut [X]>, mut dw: Option<&mut [W]>) -> Vec<RowState> {
+        let (d, plan) = (self.d, self.plan);
+        let all = &self.targets.rows;
+        let zero = X::narrow(X::Acc::ZERO);
+        if let Some(dx) = &mut dx
+            && all.len() < self.n
+        {
+            dx.fill(zero);
+        }
+        if all.is_empty() {
+            if let Some(dw) = dw {
+                dw.fill(W::narrow(X::Acc::ZERO));
+            }
+            return Vec::new();
+        }
+
+        let cosines_len = plan.rows * plan.range;
+        let unit_len = plan.rows * d;
+        let lanes_len = plan.lanes * plan.rows * d;
+        self.pool.with(cosines_len + unit_len + lanes_len, |buffer: &mut [X::Acc]| {
+            let (cosines, buffer) = buffer.split_at_mut(cosines_len);
+            let (unit, sums) = buffer.split_at_mut(unit_len);
+            let mut norms = vec![None; self.c];
+            let mut states = Vec::with_capacity(all.len());
+            // dW of a half type is rounded once: its sum over several blocks of rows is for a second sweep, with sums of its own.
+            let several = all.len() > plan.rows;
+            let second_sweep = several && dw.is_some() && W::as_acc(&[]).is_none();
+
+            for (index, rows) in all.chunks(plan.rows).enumerate() {
+                let block = self.load(rows, unit);
+                let whole = plan.range == self.c;
+                if !matches!(pass, Pass::Gradients { .. }) {
+                    let mut accumulated = Accumulated::new(rows.len());
+                    for range in ranges(self.c, plan.range) {
+                        self.cosines(&block, range, cosines, &mut norms, Some(&mut accumulated));
+                    }
+                    states.extend(accumulated.finish(self.params, rows, X::Acc::SIN_FLOOR));
+                }
+                let Some(mut constants) = self.constants(pass, &states, index * plan.rows, rows) else { continue };
+                let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
+                for range in ranges(self.c, plan.range) {
+                    if !whole || matches!(pass, Pass::Gradients { .. }) {
+                        self.cosines(&block, range.clone(), cosines, &mut norms, None);
+                    }
+                    let sums = dx.is_some().then_some(&mut *sums);
+                    let dw = dw.as_deref_mut().filter(|_| !second_sweep);
+                    let dw = dw.map(|dw| &mut dw[range.start * d..range.end * d]);
+                    let sink = match dw {
+                        None => WeightSink::None,
+                        Some(dw) if several => {
+                            WeightSink::Sum(W::as_acc_mut(dw).expect("half types sum in a second sweep"), index > 0)
+                        }
+                        Some(dw) => WeightSink::Write(dw),
+                    };
+                    self.gradient(&block, range, cosines, &norms, &mut constants, &mut row_dots, sums, sink);
+                }
+                if let Some(dx) = &mut dx {
+                    self.write_features(&block, sums, &row_dots, dx);
+                }
+            }
+
+            if second_sweep && let Some(dw) = dw {
+                let range = plan.range.min(sums.len() / d).max(1);
+                for range in ranges(self.c, range) {
+                    let sums = &mut sums[..range.len() * d];
+                    for (index, rows) in all.chunks(plan.rows).enumerate() {
+                        let block = self.load(rows, unit);
+                        let constants = self.constants(pass, &states, index * plan.rows, rows);
+                        let mut constants = constants.expect("dW is asked for");
+                        self.cosines(&block, range.clone(), cosines, &mut norms, None);
+                        let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
+                        let sink = WeightSink::<W>::Sum(sums, index > 0);
+                        self.gradient(
+                            &block,
+                            range.clone(),
+                            cosines,
+                            &norms,
+                            &mut constants,
+                            &mut row_dots,
+                            None,
+                            sink,
+                        );
+                    }
+                    W::narrow_slice(sums, &mut dw[range.start * d..range.end * d]);
+                }
+            }
+            states
+        })
+    }
+
+    /// Whether lanes are worth threads.
+    fn each<I: Send>(&self, lanes: Vec<I>, work: impl Fn(I) + Sync + Send) {
+        if lanes.len() > 1 {
+            lanes.into_par_iter().for_each(work);
+        } else {
+            lanes.into_iter().for_each(work);
+        }
+    }
+
+    /// Step 1: X̂ of a block's rows.
+    fn load<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
+        let unit = &mut unit[..rows.len() * self.d];
+        let norms = self.arch.dispatch(
+            #[inline(always)]
+            || {
+                let mut norms = Vec::with_capacity(rows.len());
+                for (target, unit) in rows.iter().zip(unit.chunks_exact_mut(self.d)) {
+                    self.x.widen_row(target.row, unit);
+                    let norm = Norm::of(unit);
+                    normalize(unit, norm);
+                    norms.push(norm);
+                }
+                norms
+            },
+        );
+        let mut by_class: Vec<_> = rows.iter().enumerate().map(|(i, target)| (target.class, i as u32)).collect();
+        by_class.sort_unstable();
+        Block { rows, unit, norms, by_class }
+    }
+
+    /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.
+    #[inline(always)]
+    fn tile<'t>(
+        &self,
+        classes: std::ops::Range<usize>,
+        norms: &mut [Option<Norm>],
+        scratch: &'t mut Vec<X::Acc>,
+    ) -> Tile<'t, X::Acc>
+    where
+        'a: 't,
+    {
+        let (d, count) = (self.d, classes.len());
+        if let Some((data, row_stride)) = self.w.borrow(classes.start) {
+            for (j, norm) in norms.iter_mut().enumerate() {
+                norm.get_or_insert_with(|| Norm::of(&data[j * row_stride..][..d]));
+            }
+            if !norms.iter().flatten().any(|norm| norm.long) {
+                return Tile { rows: Matrix::of_rows(data, count, d, row_stride), data, row_stride };
+            }
+        }
+        scratch.resize(count * d, X::Acc::ZERO);
+        for ((class, row), norm) in classes.zip(scratch.chunks_exact_mut(d)).zip(norms) {
+            self.w.widen_row(class, row);
+            let norm = *norm.get_or_insert_with(|| Norm::of(row));
+            if norm.long {
+                normalize(row, norm);
+            }
+        }
+        Tile { rows: Matrix::of_rows(scratch, count, d, d), data: scratch, row_stride: d }
+    }
+
+    /// Step 2: cosines of a block against a range of classes, and their statistics where they are asked for.
+    fn cosines(
+        &self,
+        block: &Block<X::Acc>,
+        range: std::ops::Range<usize>,
+        cosines: &mut [X::Acc],
+        norms: &mut [Option<Norm>],
+        accumulated: Option<&mut Accumulated>,
+    ) {
+        struct Lane<'l, T> {
+            start: usize,
+            cosines: &'l mut [T],
+            norms: &'l mut [Option<Norm>],
+            partials: Vec<Partial<T>>,
+        }
+        let (d, rows, width) = (self.d, block.rows.len(), self.plan.lane);
+        let cosines = &mut cosines[..rows * range.len()];
+        let want = accumulated.is_some();
+        let mut lanes: Vec<Lane<X::Acc>> = cosines
+            .chunks_mut(width * rows)
+            .zip(norms[range.clone()].chunks_mut(width))
+            .enumerate()
+            .map(|(l, (cosines, norms))| Lane { start: range.start + l * width, cosines, norms, partials: Vec::new() })
+            .collect();
+        let unit = Matrix::of_rows(block.unit, rows, d, d).transposed(); // (D, R)
+        let lanes_mut: Vec<&mut Lane<X::Acc>> = lanes.iter_mut().collect();
+        self.each(lanes_mut, |lane| {
+            let mut scratch = Vec::new();
+            let tile_classes = self.plan.tile;
+            let tiles = lane.cosines.chunks_mut(tile_classes * rows).zip(lane.norms.chunks_mut(tile_classes));
+            for (t, (cosines, norms)) in tiles.enumerate() {
+                let start = lane.start + t * tile_classes;
+                let classes = start..start + norms.len();
+                self.arch.dispatch(
+                    #[inline(always)]
+                    || {
+                        let tile = self.tile(classes.clone(), norms, &mut scratch);
+                        product(cosines, false, tile.rows, unit);
+                        for (row, norm) in cosines.chunks_exact_mut(rows).zip(norms.iter()) {
+                            sweep::to_cosines(row, sigma(norm.expect("set with the tile")));
+                        }
+                        if want {
+                            lane.partials.push(self.statistics(block, classes, cosines));
+                        }
+                    },
+                );
+            }
+        });
+        if let Some(accumulated) = accumulated {
+            for partial in lanes.iter_mut().flat_map(|lane| &mut lane.partials) {
+                accumulated.fold(&partial.view(rows));
+            }
+            for &(class, row) in block.targets_in(&range) {
+                let j = class as usize - range.start;
+                let cosine = lanes[j / width].cosines[j % width * rows + row as usize];
+                accumulated.target[row as usize] = cosine.f64();
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn statistics(
+        &self,
+        block: &Block<X::Acc>,
+        classes: std::ops::Range<usize>,
+        cosines: &[X::Acc],
+    ) -> Partial<X::Acc> {
+        let rows = block.rows.len();
+        let mut partial = Partial::new(rows);
+        let mut saved = Vec::new();
+        let mut out = partial.view(rows);
+        let mut targets = block.targets_in(&classes);
+        for (row, class) in cosines.chunks_exact(rows).zip(classes.clone()) {
+            let of_class = take_class(&mut targets, class as u32);
+            sweep::maxima(row, class as u32, self.logit(class), of_class, &mut saved, &mut out);
+        }
+        let mut targets = block.targets_in(&classes);
+        for (row, class) in cosines.chunks_exact(rows).zip(classes) {
+            let of_class = take_class(&mut targets, class as u32);
+            sweep::sums(row, self.logit(class), of_class, &mut saved, &mut out);
+        }
+        partial
+    }
+
+    #[inline(always)]
+    fn logit(&self, class: usize) -> Logit<X::Acc> {
+        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[class]) }
+    }
+
+    /// What step 4 takes of the rows from `first` on; nothing where no gradient is asked for.
+    fn constants(
+        &self,
+        pass: Pass,
+        states: &[RowState],
+        first: usize,
+        rows: &[TargetRow],
+    ) -> Option<RowConstants<X::Acc>> {
+        let factor = self.targets.reduction_factor();
+        let (states, upstream) = match pass {
+            Pass::Loss => return None,
+            Pass::OnePass => (states, None),
+            Pass::Gradients { states, upstream } => (states, Some(upstream)),
+        };
+        let mut constants = RowConstants::with_capacity(rows.len());
+        for (target, state) in rows.iter().zip(&states[first..]) {
+            let upstream = upstream.map_or(1.0, |upstream| upstream[target.row]);
+            let coefficient = upstream * factor * target.weight * self.params.scale;
+            state.push_constants(coefficient, self.params, &mut constants);
+        }
+        Some(constants)
+    }
+
+    /// Step 4: cosines to gradients, into the lanes' sums of dX and into dW.
+    #[allow(clippy::too_many_arguments)]
+    fn gradient(
+        &self,
+        block: &Block<X::Acc>,
+        range: std::ops::Range<usize>,
+        cosines: &mut [X::Acc],
+        norms: &[Option<Norm>],
+        constants: &mut RowConstants<X::Acc>,
+        row_dots: &mut [X::Acc],
+        sums: Option<&mut [X::Acc]>,
+        sink: WeightSink<W>,
+    ) {
+        struct Lane<'l, T, W: Element> {
+            start: usize,
+            cosines: &'l mut [T],
+            norms: &'l [Option<Norm>],
+            row_dots: &'l mut [T],
+            sum: Option<&'l mut [T]>,
+            sink: WeightSink<'l, W>,
+        }
+        let (d, rows, width) = (self.d, block.rows.len(), self.plan.lane);
+        let first_range = range.start == 0;
+        let cosines = &mut cosines[..rows * range.len()];
+        let lanes: Vec<Lane<X::Acc, W>> = cosines
+            .chunks_mut(width * rows)
+            .zip(norms[range.clone()].chunks(width))
+            .zip(row_dots.chunks_mut(rows))
+            .zip(split(sums, self.plan.rows * d))
+            .zip(sink.split(width * d))
+            .enumerate()
+            .map(|(l, ((((cosines, norms), row_dots), sum), sink))| {
+                let start = range.start + l * width;
+                Lane { start, cosines, norms, row_dots, sum: sum.map(|sum| &mut sum[..rows * d]), sink }
+            })
+            .collect();
+        let unit = Matrix::of_rows(block.unit, rows, d, d); // (R, D)
+        self.each(lanes, |mut lane| {
+            let mut constants = constants.clone();
+            let (mut scratch, mut dw_scratch, mut saved) = (Vec::new(), Vec::new(), Vec::new());
+            let tile_classes = self.plan.tile;
+            let tiles = lane
+                .cosines
+                .chunks_mut(tile_classes * rows)
+                .zip(lane.norms.chunks(tile_classes))
+                .zip(lane.sink.split(tile_classes * d));
+            for (t, ((cosines, norms), sink)) in tiles.enumerate() {
+                let start = lane.start + t * tile_classes;
+                let classes = start..start + norms.len();
+                self.arch.dispatch(
+                    #[inline(always)]
+                    || {
+                        let mut class_dots = Vec::with_capacity(norms.len());
+                        let mut targets = block.targets_in(&classes);
+                        for ((row, class), norm) in cosines.chunks_exact_mut(rows).zip(classes.clone()).zip(norms) {
+                            let sigma = sigma(norm.expect("set with the cosines"));
+                            let of_class = take_class(&mut targets, class as u32);
+                            let logit = self.logit(class);
+                            class_dots.push(sweep::gradients(
+                                row,
+                                logit,
+                                sigma,
+                                of_class,
+                                &mut saved,
+                                &mut constants,
+                                lane.row_dots,
+                            ));
+                        }
+                        let mut known = norms.to_vec();
+                        let tile = self.tile(classes, &mut known, &mut scratch);
+                        if let Some(sum) = lane.sum.as_deref_mut() {
+                            let g = Matrix::of_rows(cosines, norms.len(), rows, rows).transposed(); // (R, classes)
+                            product(sum, t > 0 || !first_range, g, tile.rows);
+                        }
+                        if !matches!(sink, WeightSink::None) {
+                            self.write_weight(&tile, norms, cosines, unit, &class_dots, &mut dw_scratch, sink);
+                        }
+                    },
+                );
+            }
+        });
+    }
+
+    /// dW of a tile: h·X̂ − (Σ_i g·c)·ŵ, over ‖w‖. `gradients` (classes, R) holds h = σ·g.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn write_weight(
+        &self,
+        tile: &Tile<X::Acc>,
+        norms: &[Option<Norm>],
+        gradients: &mut [X::Acc],
+        unit: Matrix<X::Acc>,
+        class_dots: &[X::Acc],
+        scratch: &mut Vec<X::Acc>,
+        sink: WeightSink<W>,
+    ) {
+        let d = self.d;
+        let rows = gradients.len() / norms.len();
+        for (row, norm) in gradients.chunks_exact_mut(rows).zip(norms.iter().flatten()) {
+            if norm.long {
+                let inverse = X::Acc::of(norm.inverse); // σ was 1
+                row.iter_mut().for_each(|g| *g *= inverse);
+            }
+        }
+        let lhs = Matrix::of_rows(gradients, norms.len(), rows, rows);
+        let project = |dw: &mut [X::Acc]| {
+            for (j, (dw, (norm, &dot))) in
+                dw.chunks_exact_mut(d).zip(norms.iter().flatten().zip(class_dots)).enumerate()
+            {
+                if norm.projects {
+                    let factor = dot * X::Acc::of(norm.inverse) * sigma(*norm);
+                    sweep::subtract_scaled(dw, tile.row(j, d), factor);
+                }
+            }
+        };
+        match sink {
+            WeightSink::None => {}
+            WeightSink::Sum(dw, accumulate) => {
+                product(dw, accumulate, lhs, unit);
+                project(dw);
+            }
+            WeightSink::Write(dw) => match W::as_acc_mut(dw) {
+                Some(dw) => {
+                    product(dw, false, lhs, unit);
+                    project(dw);
+                }
+                None => {
+                    scratch.resize(norms.len() * d, X::Acc::ZERO);
+                    product(scratch, false, lhs, unit);
+                    project(scratch);
+                    W::narrow_slice(scratch, dw);
+                }
+            },
+        }
+    }
+
+    /// Step 5: dX of a block from the lanes' sums and dots.
+    fn write_features(&self, block: &Block<X::Acc>, sums: &[X::Acc], row_dots: &[X::Acc], dx: &mut [X]) {
+        let (d, rows) = (self.d, block.rows.len());
+        let lane_len = self.plan.rows * d;
+        let mut wanted = block.rows.iter().enumerate().peekable();
+        let rows_out: Vec<(usize, &mut [X])> = dx
+            .chunks_exact_mut(d)
+            .enumerate()
+            .filter_map(|(n, out)| wanted.next_if(|(_, target)| target.row == n).map(|(i, _)| (i, out)))
+            .collect();
+        let write = |(i, out): (usize, &mut [X])| {
+            self.arch.dispatch(
+                #[inline(always)]
+                || {
+                    let norm = block.norms[i];
+                    let mut dot = X::Acc::ZERO;
+                    if norm.projects {
+                        row_dots.chunks_exact(rows).for_each(|lane| dot += lane[i]);
+                    }
+                    let inverse = X::Acc::of(norm.inverse);
+                    let unit = &block.unit[i * d..][..d];
+                    let mut sum = [X::Acc::ZERO; 256];
+                    for start in (0..d).step_by(sum.len()) {
+                        let end = (start + sum.len()).min(d);
+                        let sum = &mut sum[..end - start];
+                        sum.fill(X::Acc::ZERO);
+                        for lane in sums.chunks_exact(lane_len) {
+                            let lane = &lane[i * d + start..i * d + end];
+                            sum.iter_mut().zip(lane).for_each(|(sum, &lane)| *sum += lane);
+                        }
+                        sweep::subtract_scaled(sum, &unit[start..end], dot);
+                        sum.iter_mut().for_each(|sum| *sum *= inverse);
+                        X::narrow_slice(sum, &mut out[start..end]);
+                    }
+                },
+            )
+        };
+        if self.plan.lanes > 1 {
+            rows_out.into_par_iter().with_min_len(16).for_each(write);
+        } else {
+            rows_out.into_iter().for_each(write);
+        }
+    }
+}
+
+/// 0..c in ranges of `size`.
+fn ranges(c: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..c).step_by(size).map(move |start| start..(start + size).min(c))
+}
+
+/// Chunks of what there may be, or endlessly nothing.
+fn split<T>(slice: Option<&mut [T]>, size: usize) -> impl Iterator<Item = Option<&mut [T]>> {
+    let nothing = slice.is_none();
+    slice
+        .into_iter()
+        .flat_map(move |slice| slice.chunks_mut(size))
+        .map(Some)
+        .chain(std::iter::repeat_with(|| None).take_while(move |_| nothing))
+}
+
+/// Where a range's or tile's dW goes.
+enum WeightSink<'s, W: Element> {
+    /// Nowhere.
+    None,
+    /// Over what is there, rounded to W.
+    Write(&'s mut [W]),
+    /// Into sums of the accumulation type: added where true, else over what is there.
+    Sum(&'s mut [W::Acc], bool),
+}
+
+impl<'s, W: Element> WeightSink<'s, W> {
+    fn split(self, size: usize) -> Box<dyn Iterator<Item = WeightSink<'s, W>> + 's> {
+        match self {
+            WeightSink::None => Box::new(std::iter::repeat_with(|| WeightSink::None)),
+            WeightSink::Write(dw) => Box::new(dw.chunks_mut(size).map(WeightSink::Write)),
+            WeightSink::Sum(dw, add) => Box::new(dw.chunks_mut(size).map(move |dw| WeightSink::Sum(dw, add))),
+        }
+    }
+}
+
+/// A tile's statistics, (R) each.
+struct Partial<T> {
+    /// max, sum, total and best, one after the other
+    values: Vec<T>,
+    best_class: Vec<u32>,
+}
+
+impl<T: Real> Partial<T> {
+    fn new(rows: usize) -> Self {
+        let mut values = vec![T::NEG_INFINITY; 4 * rows];
+        values[rows..3 * rows].fill(T::ZERO);
+        Self { values, best_class: vec![0; rows] }
+    }
+
+    fn view(&mut self, rows: usize) -> Statistics<'_, T> {
+        let (max, rest) = self.values.split_at_mut(rows);
+        let (sum, rest) = rest.split_at_mut(rows);
+        let (total, best) = rest.split_at_mut(rows);
+        Statistics { max, sum, total, best, best_class: &mut self.best_class }
+    }
+}

@@ -1,0 +1,120 @@
+//! How a problem is cut into pieces that fit the caches and the workspace: a pure function of the sizes, never of the threads.
+
+/// Most rows worked on at once: their share of a sweep over W is small by then.
+const MOST_ROWS: usize = 1024;
+/// Elements of X̂ worked on at once, so that they stay in the second-level cache beside a tile of W.
+const BLOCK_ELEMENTS: usize = 1 << 20;
+/// Fewest rows worked on at once if memory is what limits them: below it, classes are cut instead.
+const FEWEST_ROWS: usize = 64;
+/// Elements of a tile of W: 2 MB in f32.
+const TILE_ELEMENTS: usize = 1 << 19;
+/// Most classes in a tile.
+const MOST_TILE_CLASSES: usize = 512;
+/// Most lanes: what can run at the same time.
+const MOST_LANES: usize = 32;
+/// Classes that make another lane worth its partial dX.
+const LANE_CLASSES: usize = 256;
+/// Multiply-adds below which a problem is not worth waking threads for.
+const SEQUENTIAL_WORK: usize = 1 << 20;
+/// What `gemm` packs its operands into, beside the workspace, is left this share of the budget.
+const PACKING_SHARE: usize = 8;
+
+/// Blocks of rows against ranges of classes; a range's classes dealt to lanes, a lane's worked off in tiles.
+///
+/// Lanes may run at the same time. Each sums dX apart, and the sums are added in the lanes' order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Rows of a block
+    pub rows: usize,
+    /// Classes of a range; all of them, unless even few rows of cosines do not fit the workspace.
+    pub range: usize,
+    /// Classes of a lane
+    pub lane: usize,
+    /// Classes of a tile
+    pub tile: usize,
+    /// Lanes of a whole range
+    pub lanes: usize,
+}
+
+impl Plan {
+    /// For N (at least 1) rows that count, C classes, D dimensions, elements of `element` bytes and a workspace of `budget` bytes;
+    /// `copies`: a tile of W and of dW needs a copy in the accumulation type.
+    pub fn new(n: usize, c: usize, d: usize, element: usize, budget: usize, copies: bool) -> Self {
+        let elements = (budget - budget / PACKING_SHARE) / element;
+        let mut rows = n.min(MOST_ROWS).min((BLOCK_ELEMENTS / d).max(FEWEST_ROWS));
+        // X̂, and at least one lane's dX, in half of the budget.
+        rows = rows.min((elements / 2 / (2 * d)).max(1));
+        let tile_elements = if copies { TILE_ELEMENTS / 2 } else { TILE_ELEMENTS }.min(elements / 16);
+        let tile = (tile_elements / d).clamp(16.min(MOST_TILE_CLASSES), MOST_TILE_CLASSES).min(c);
+
+        let per_lane = rows * d + if copies { 2 * tile * d } else { 0 };
+        let affordable = (elements / 2 / per_lane.max(1)).max(1);
+        let lanes = if rows.saturating_mul(c).saturating_mul(d) < SEQUENTIAL_WORK {
+            1
+        } else {
+            (c / LANE_CLASSES).clamp((c / 16).clamp(1, 4), MOST_LANES).min(affordable)
+        };
+
+        // Cosines and their statistics: what is left after X̂ and the lanes.
+        let left = elements.saturating_sub(rows * d + lanes * per_lane).max(tile);
+        let per_class = |rows: usize| rows + rows.div_ceil(8);
+        let mut range = c;
+        if per_class(rows).saturating_mul(c) > left {
+            let fitting = left / c * 8 / 9;
+            if fitting >= FEWEST_ROWS {
+                rows = rows.min(fitting);
+            } else {
+                rows = rows.min(FEWEST_ROWS);
+                range = (left / per_class(rows)).clamp(1, c);
+            }
+        }
+        let lane = range.div_ceil(lanes);
+        let tile = lane.div_ceil(lane.div_ceil(tile));
+        Self { rows, range, lane, tile, lanes: range.div_ceil(lane) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn covers_and_fits() {
+        let sizes = [1usize, 2, 15, 16, 17, 63, 64, 65, 100, 1000, 8142, 100_000, 3_000_000];
+        for n in sizes {
+            for c in sizes {
+                for d in [1usize, 3, 64, 512, 2048, 16384] {
+                    for (element, budget) in [(4, 64 * MIB), (8, 64 * MIB), (4, MIB), (4, 256 * MIB)] {
+                        for copies in [false, true] {
+                            let plan = Plan::new(n, c, d, element, budget, copies);
+                            let label = format!("{n} {c} {d} {element} {budget} {copies}: {plan:?}");
+                            assert!((1..=n).contains(&plan.rows), "{label}");
+                            assert!((1..=c).contains(&plan.range), "{label}");
+                            assert!(plan.lanes * plan.lane >= plan.range, "{label}");
+                            assert!((plan.lanes - 1) * plan.lane < plan.range, "an idle lane: {label}");
+                            assert!((1..=plan.lane).contains(&plan.tile), "{label}");
+                            let copied = if copies { 2 * plan.lanes * plan.tile * d } else { 0 };
+                            let used = plan.rows * plan.range + (1 + plan.lanes) * plan.rows * d + copied;
+                            // What one row and one tile need is taken in any case.
+                            let least = 4 * d + 3 * 16 * d + 64;
+                            assert!(used * element <= budget.max(least * element), "{used} elements: {label}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn benchmark_sizes_are_one_block() {
+        for (n, c, d) in [(64, 100, 64), (128, 1000, 512), (256, 1000, 2048), (256, 8142, 2048), (1024, 10000, 512)] {
+            for copies in [false, true] {
+                let plan = Plan::new(n, c, d, 4, 64 * MIB, copies);
+                assert_eq!((plan.rows, plan.range), (n, c), "{plan:?}");
+                assert_eq!(plan.lanes == 1, c == 100, "{plan:?}");
+            }
+        }
+    }
+}
