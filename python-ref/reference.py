@@ -203,6 +203,7 @@ def margin_loss(
     m1, A, B = margin_tables(config["margin"], counts, classes)
     b = log_prior(config["prior"], counts, classes).to(dtype)  # (C)
     omega = class_weights(config["class_weights"], counts, classes).to(dtype)  # (C)
+    b = b - b.max()  # softmax does not see a common offset; a large one would cost digits
     A, B = A.to(dtype), B.to(dtype)
 
     # Rows to ignore leave here, so that nothing of theirs reaches the rest, not even NaN.
