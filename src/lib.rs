@@ -7,6 +7,7 @@ mod cpu;
 mod error;
 mod loss;
 mod margin;
+pub mod metrics;
 mod op;
 mod problem;
 pub mod reference;

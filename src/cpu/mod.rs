@@ -2,7 +2,7 @@
 //!
 //! For a block of rows, with lanes of classes side by side and the tiles of a lane one after the other:
 //!
-//! 1. X̂: the block's rows that count, widened and divided by their norms.
+//! 1. X̂: the block's rows that count, widened and divided by their norms; and X̂ᵀ.
 //! 2. Cosines, class-major (classes, rows): a tile of W times X̂ᵀ, scaled by the classes' norms; in the same sweep each row's maximum and
 //!    sum of exponentials over non-targets, and its best class.
 //! 3. Rows: the tiles' statistics folded in their order, then ψ, δ, ℓ and what the gradient needs, in f64.
@@ -236,6 +236,8 @@ struct Block<'b, T> {
     rows: &'b [TargetRow],
     /// X̂ (R, D)
     unit: &'b [T],
+    /// X̂ᵀ (D, R)
+    unit_t: &'b [T],
     norms: Vec<Norm>,
     /// (class, row of the block), sorted
     by_class: Vec<(u32, u32)>,
@@ -281,12 +283,14 @@ struct Tile<'t, T> {
 }
 
 impl<'t, T: Real> Tile<'t, T> {
+    #[inline(always)]
     fn row(&self, j: usize, d: usize) -> &'t [T] {
         &self.data[j * self.row_stride..][..d]
     }
 }
 
 /// σ: what a tile's row lacks to be ŵ.
+#[inline(always)]
 fn sigma<T: Real>(norm: Norm) -> T {
     if norm.long { T::ONE } else { T::of(norm.inverse) }
 }
@@ -322,7 +326,7 @@ where
         }
 
         let cosines_len = plan.rows * plan.range;
-        let unit_len = plan.rows * d;
+        let unit_len = 2 * plan.rows * d;
         let lanes_len = plan.lanes * plan.rows * d;
         self.pool.with(cosines_len + unit_len + lanes_len, |buffer: &mut [X::Acc]| {
             let (cosines, buffer) = buffer.split_at_mut(cosines_len);
@@ -395,34 +399,46 @@ where
         })
     }
 
-    /// Whether lanes are worth threads.
-    fn each<I: Send>(&self, lanes: Vec<I>, work: impl Fn(I) + Sync + Send) {
-        if lanes.len() > 1 {
-            lanes.into_par_iter().for_each(work);
+    /// Does each piece of work, side by side where the problem is worth waking threads for.
+    fn each<I: Send>(&self, pieces: Vec<I>, work: impl Fn(I) + Sync + Send) {
+        if self.plan.lanes > 1 {
+            pieces.into_par_iter().for_each(work);
         } else {
-            lanes.into_iter().for_each(work);
+            pieces.into_iter().for_each(work);
         }
     }
 
-    /// Step 1: X̂ of a block's rows.
+    /// Step 1: X̂ of a block's rows, and X̂ᵀ: `gemm` packs a left operand whose columns are not contiguous, and with X̂ it would pack all
+    /// of it for every tile of W (a quarter of the cosines' time at 256 classes a tile).
     fn load<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
-        let unit = &mut unit[..rows.len() * self.d];
-        let norms = self.arch.dispatch(
-            #[inline(always)]
-            || {
-                let mut norms = Vec::with_capacity(rows.len());
-                for (target, unit) in rows.iter().zip(unit.chunks_exact_mut(self.d)) {
-                    self.x.widen_row(target.row, unit);
-                    let norm = Norm::of(unit);
-                    normalize(unit, norm);
-                    norms.push(norm);
+        const PIECE: usize = 16;
+        let (d, count) = (self.d, rows.len());
+        let (unit, unit_t) = unit.split_at_mut(self.plan.rows * d);
+        let (unit, unit_t) = (&mut unit[..count * d], &mut unit_t[..count * d]);
+        let mut norms = vec![Norm { inverse: 0.0, projects: false, long: false }; count];
+        let pieces = rows.chunks(PIECE).zip(unit.chunks_mut(PIECE * d)).zip(norms.chunks_mut(PIECE));
+        self.each(pieces.collect(), |((rows, unit), norms)| {
+            self.arch.dispatch(
+                #[inline(always)]
+                || {
+                    for ((target, unit), norm) in rows.iter().zip(unit.chunks_exact_mut(d)).zip(norms) {
+                        self.x.widen_row(target.row, unit);
+                        *norm = Norm::of(unit);
+                        normalize(unit, *norm);
+                    }
+                },
+            );
+        });
+        self.each(unit_t.chunks_mut(PIECE * count).enumerate().collect(), |(piece, unit_t)| {
+            for (i, row) in unit.chunks_exact(d).enumerate() {
+                for (column, &value) in unit_t.chunks_exact_mut(count).zip(&row[piece * PIECE..]) {
+                    column[i] = value;
                 }
-                norms
-            },
-        );
+            }
+        });
         let mut by_class: Vec<_> = rows.iter().enumerate().map(|(i, target)| (target.class, i as u32)).collect();
         by_class.sort_unstable();
-        Block { rows, unit, norms, by_class }
+        Block { rows, unit, unit_t, norms, by_class }
     }
 
     /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.
@@ -439,7 +455,9 @@ where
         let (d, count) = (self.d, classes.len());
         if let Some((data, row_stride)) = self.w.borrow(classes.start) {
             for (j, norm) in norms.iter_mut().enumerate() {
-                norm.get_or_insert_with(|| Norm::of(&data[j * row_stride..][..d]));
+                if norm.is_none() {
+                    *norm = Some(Norm::of(&data[j * row_stride..][..d]));
+                }
             }
             if !norms.iter().flatten().any(|norm| norm.long) {
                 return Tile { rows: Matrix::of_rows(data, count, d, row_stride), data, row_stride };
@@ -448,9 +466,13 @@ where
         scratch.resize(count * d, X::Acc::ZERO);
         for ((class, row), norm) in classes.zip(scratch.chunks_exact_mut(d)).zip(norms) {
             self.w.widen_row(class, row);
-            let norm = *norm.get_or_insert_with(|| Norm::of(row));
-            if norm.long {
-                normalize(row, norm);
+            let known = match *norm {
+                Some(known) => known,
+                None => Norm::of(row),
+            };
+            *norm = Some(known);
+            if known.long {
+                normalize(row, known);
             }
         }
         Tile { rows: Matrix::of_rows(scratch, count, d, d), data: scratch, row_stride: d }
@@ -480,7 +502,7 @@ where
             .enumerate()
             .map(|(l, (cosines, norms))| Lane { start: range.start + l * width, cosines, norms, partials: Vec::new() })
             .collect();
-        let unit = Matrix::of_rows(block.unit, rows, d, d).transposed(); // (D, R)
+        let unit = Matrix::of_rows(block.unit_t, d, rows, rows); // (D, R)
         let lanes_mut: Vec<&mut Lane<X::Acc>> = lanes.iter_mut().collect();
         self.each(lanes_mut, |lane| {
             let mut scratch = Vec::new();
@@ -673,34 +695,37 @@ where
             }
         }
         let lhs = Matrix::of_rows(gradients, norms.len(), rows, rows);
-        let project = |dw: &mut [X::Acc]| {
-            for (j, (dw, (norm, &dot))) in
-                dw.chunks_exact_mut(d).zip(norms.iter().flatten().zip(class_dots)).enumerate()
-            {
-                if norm.projects {
-                    let factor = dot * X::Acc::of(norm.inverse) * sigma(*norm);
-                    sweep::subtract_scaled(dw, tile.row(j, d), factor);
-                }
-            }
-        };
         match sink {
             WeightSink::None => {}
             WeightSink::Sum(dw, accumulate) => {
                 product(dw, accumulate, lhs, unit);
-                project(dw);
+                self.project(tile, norms, class_dots, dw);
             }
             WeightSink::Write(dw) => match W::as_acc_mut(dw) {
                 Some(dw) => {
                     product(dw, false, lhs, unit);
-                    project(dw);
+                    self.project(tile, norms, class_dots, dw);
                 }
                 None => {
                     scratch.resize(norms.len() * d, X::Acc::ZERO);
                     product(scratch, false, lhs, unit);
-                    project(scratch);
+                    self.project(tile, norms, class_dots, scratch);
                     W::narrow_slice(scratch, dw);
                 }
             },
+        }
+    }
+
+    /// The derivative of W's normalisation: `dw` (classes, D) −= (Σ_i g·c)·ŵ / ‖w‖.
+    #[inline(always)]
+    fn project(&self, tile: &Tile<X::Acc>, norms: &[Option<Norm>], class_dots: &[X::Acc], dw: &mut [X::Acc]) {
+        for (j, dw) in dw.chunks_exact_mut(self.d).enumerate() {
+            if let Some(norm) = norms[j]
+                && norm.projects
+            {
+                let factor = class_dots[j] * X::Acc::of(norm.inverse) * sigma(norm);
+                sweep::subtract_scaled(dw, tile.row(j, self.d), factor);
+            }
         }
     }
 
@@ -741,11 +766,7 @@ where
                 },
             )
         };
-        if self.plan.lanes > 1 {
-            rows_out.into_par_iter().with_min_len(16).for_each(write);
-        } else {
-            rows_out.into_iter().for_each(write);
-        }
+        self.each(rows_out, write);
     }
 }
 

@@ -42,31 +42,32 @@ impl Plan {
     pub fn new(n: usize, c: usize, d: usize, element: usize, budget: usize, copies: bool) -> Self {
         let elements = (budget - budget / PACKING_SHARE) / element;
         let mut rows = n.min(MOST_ROWS).min((BLOCK_ELEMENTS / d).max(FEWEST_ROWS));
-        // X̂, and at least one lane's dX, in half of the budget.
-        rows = rows.min((elements / 2 / (2 * d)).max(1));
+        // X̂, X̂ᵀ and at least one lane's dX, in half of the budget.
+        rows = rows.min((elements / 2 / (3 * d)).max(1));
         let tile_elements = if copies { TILE_ELEMENTS / 2 } else { TILE_ELEMENTS }.min(elements / 16);
         let tile = (tile_elements / d).clamp(16.min(MOST_TILE_CLASSES), MOST_TILE_CLASSES).min(c);
 
         let per_lane = rows * d + if copies { 2 * tile * d } else { 0 };
-        let affordable = (elements / 2 / per_lane.max(1)).max(1);
-        let lanes = if rows.saturating_mul(c).saturating_mul(d) < SEQUENTIAL_WORK {
+        // A row's cosines and the tiles' statistics (5 values a row and tile).
+        let per_row = |classes: usize| classes.saturating_add(5 * classes.div_ceil(tile));
+        let spare = elements.saturating_sub(2 * rows * d);
+        let wanted = if rows.saturating_mul(c).saturating_mul(d) < SEQUENTIAL_WORK {
             1
         } else {
-            (c / LANE_CLASSES).clamp((c / 16).clamp(1, 4), MOST_LANES).min(affordable)
+            (c / LANE_CLASSES).clamp((c / 16).clamp(1, 4), MOST_LANES)
         };
-
-        // Cosines and their statistics: what is left after X̂ and the lanes.
-        let left = elements.saturating_sub(rows * d + lanes * per_lane).max(tile);
-        let per_class = |rows: usize| rows + rows.div_ceil(8);
-        let mut range = c;
-        if per_class(rows).saturating_mul(c) > left {
-            let fitting = left / c * 8 / 9;
-            if fitting >= FEWEST_ROWS {
-                rows = rows.min(fitting);
-            } else {
-                rows = rows.min(FEWEST_ROWS);
-                range = (left / per_class(rows)).clamp(1, c);
-            }
+        let whole = rows.saturating_mul(per_row(c));
+        let (lanes, range);
+        if whole.saturating_add(wanted.min(2) * per_lane) <= spare {
+            // All classes at once, with as many lanes as the rest affords.
+            lanes = wanted.min((spare - whole) / per_lane);
+            range = c;
+        } else {
+            lanes = wanted.min((elements / 4 / per_lane).max(1));
+            let left = spare.saturating_sub(lanes * per_lane).max(tile);
+            let fitting = left / per_row(c);
+            rows = rows.min(fitting.max(FEWEST_ROWS));
+            range = if fitting >= rows { c } else { (left / rows * tile / (tile + 5)).clamp(1, c) };
         }
         let lane = range.div_ceil(lanes);
         let tile = lane.div_ceil(lane.div_ceil(tile));
@@ -96,7 +97,7 @@ mod tests {
                             assert!((plan.lanes - 1) * plan.lane < plan.range, "an idle lane: {label}");
                             assert!((1..=plan.lane).contains(&plan.tile), "{label}");
                             let copied = if copies { 2 * plan.lanes * plan.tile * d } else { 0 };
-                            let used = plan.rows * plan.range + (1 + plan.lanes) * plan.rows * d + copied;
+                            let used = plan.rows * plan.range + (2 + plan.lanes) * plan.rows * d + copied;
                             // What one row and one tile need is taken in any case.
                             let least = 4 * d + 3 * 16 * d + 64;
                             assert!(used * element <= budget.max(least * element), "{used} elements: {label}");
