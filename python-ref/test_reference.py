@@ -134,7 +134,6 @@ def mp_case(case):
         norms = [mp.sqrt(sum(v * v for v in row)) for row in rows]
         return [[v / max(norm, m("1e-12")) for v in row] for row, norm in zip(rows, norms)]
 
-    # eps of the reference's constant is the double nearest to 1e-12; the difference is an ulp
     s, lam, alpha = m(config["scale"]), m(config["instance_strength"]), m(config["label_smoothing"])
     sample = [m(v) for v in case["sample_weights"] or [1] * n]
     rows = [i for i in range(n) if case["y"][i] != config["ignore_index"]]
@@ -167,7 +166,7 @@ def mp_case(case):
         total = sum(e)
         logs = [mp.log(v / total) for v in e]
         rest = sum(e[:y] + e[y + 1 :])
-        nll = -mp.log1p(-rest / total)  # -log p_y
+        nll = mp.log1p(rest / e[y])  # -log p_y, with digits to spare at either end
         loss = weight[i] * ((1 - alpha) * nll - alpha / c * sum(logs))
         return loss, (cy, psi)
 
@@ -206,7 +205,7 @@ def mp_case(case):
 
 
 def test_goldens_agree_with_60_digits_and_central_differences(committed):
-    """All cases but rows exactly at a pole (no two-sided difference) and norms at or below the floor."""
+    """All cases but rows exactly at a pole and rows of zeros, where a central difference is not the gradient that is asked for."""
     checked, worst = 0, 0.0
     for case in committed["cases"]:
         name = case["name"]
@@ -214,7 +213,7 @@ def test_goldens_agree_with_60_digits_and_central_differences(committed):
             continue
         per_sample, dx, dw, loss = mp_case(case)
         expected = case["expected"]
-        tolerance = max(1e-9 if name.startswith("norm_below") else 1e-10, make_golden.tolerance(name))
+        tolerance = 1e-6 if name.startswith("pole_1e-5") else 1e-11
         pairs = [(expected["per_sample"], per_sample), (expected["dx"], dx), (expected["dw"], dw)]
         if case["config"]["reduction"] != "none":
             pairs.append(([expected["loss"]], [loss]))
@@ -222,7 +221,7 @@ def test_goldens_agree_with_60_digits_and_central_differences(committed):
             size = max(map(abs, want))
             error = max(abs(a - b) for a, b in zip(got, want))
             assert error <= tolerance * size, f"{name}: {float(error / size)}"
-            if size and tolerance <= 1e-9:
+            if size and tolerance <= 1e-11:
                 worst = max(worst, float(error / size))
         checked += 1
     print(f"{checked} cases, worst relative error {worst:.1e}")
