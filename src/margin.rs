@@ -150,7 +150,9 @@ impl MarginRule {
         };
         let (sin_phi, cos_phi) = phi.sin_cos();
         let psi = sign * cos_phi + offset - additive;
-        let through_angle = self.m1 / (1.0 - cosine * cosine).max(0.0).sqrt().max(sin_floor);
+        // (1 − c)(1 + c) rather than 1 − c²: one rounding less where it matters, near the poles.
+        let sin_theta = ((1.0 - cosine) * (1.0 + cosine)).max(0.0).sqrt();
+        let through_angle = self.m1 / sin_theta.max(sin_floor);
         let dpsi = match self.gradient {
             TargetGradient::Exact => sign * sin_phi * (through_angle + slope / 2.0),
             TargetGradient::DetachDifficulty => sign * sin_phi * through_angle,

@@ -40,6 +40,9 @@ use sweep::{Logit, RowConstants, Statistics};
 /// Rows shorter than this are divided by it, and their gradient has no projection.
 const SHORTEST: f64 = 1e-12;
 
+/// Rows handed out together where rows are independent.
+const PIECE: usize = 16;
+
 /// What a call computes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pass<'a> {
@@ -226,8 +229,7 @@ fn normalize<T: Real>(row: &mut [T], norm: Norm) {
         // 1/‖row‖ may be subnormal in T.
         row.iter_mut().for_each(|v| *v = T::of(v.f64() * norm.inverse));
     } else {
-        let inverse = T::of(norm.inverse);
-        row.iter_mut().for_each(|v| *v *= inverse);
+        sweep::scale(row, T::of(norm.inverse));
     }
 }
 
@@ -411,7 +413,6 @@ where
     /// Step 1: X̂ of a block's rows, and X̂ᵀ: `gemm` packs a left operand whose columns are not contiguous, and with X̂ it would pack all
     /// of it for every tile of W (a quarter of the cosines' time at 256 classes a tile).
     fn load<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
-        const PIECE: usize = 16;
         let (d, count) = (self.d, rows.len());
         let (unit, unit_t) = unit.split_at_mut(self.plan.rows * d);
         let (unit, unit_t) = (&mut unit[..count * d], &mut unit_t[..count * d]);
@@ -690,8 +691,7 @@ where
         let rows = gradients.len() / norms.len();
         for (row, norm) in gradients.chunks_exact_mut(rows).zip(norms.iter().flatten()) {
             if norm.long {
-                let inverse = X::Acc::of(norm.inverse); // σ was 1
-                row.iter_mut().for_each(|g| *g *= inverse);
+                sweep::scale(row, X::Acc::of(norm.inverse)); // σ was 1
             }
         }
         let lhs = Matrix::of_rows(gradients, norms.len(), rows, rows);
@@ -734,39 +734,41 @@ where
         let (d, rows) = (self.d, block.rows.len());
         let lane_len = self.plan.rows * d;
         let mut wanted = block.rows.iter().enumerate().peekable();
-        let rows_out: Vec<(usize, &mut [X])> = dx
+        let mut outs: Vec<(usize, &mut [X])> = dx
             .chunks_exact_mut(d)
             .enumerate()
             .filter_map(|(n, out)| wanted.next_if(|(_, target)| target.row == n).map(|(i, _)| (i, out)))
             .collect();
-        let write = |(i, out): (usize, &mut [X])| {
+        self.each(outs.chunks_mut(PIECE).collect(), |outs| {
             self.arch.dispatch(
                 #[inline(always)]
                 || {
-                    let norm = block.norms[i];
-                    let mut dot = X::Acc::ZERO;
-                    if norm.projects {
-                        row_dots.chunks_exact(rows).for_each(|lane| dot += lane[i]);
-                    }
-                    let inverse = X::Acc::of(norm.inverse);
-                    let unit = &block.unit[i * d..][..d];
-                    let mut sum = [X::Acc::ZERO; 256];
-                    for start in (0..d).step_by(sum.len()) {
-                        let end = (start + sum.len()).min(d);
-                        let sum = &mut sum[..end - start];
-                        sum.fill(X::Acc::ZERO);
-                        for lane in sums.chunks_exact(lane_len) {
-                            let lane = &lane[i * d + start..i * d + end];
-                            sum.iter_mut().zip(lane).for_each(|(sum, &lane)| *sum += lane);
+                    for (i, out) in outs {
+                        let norm = block.norms[*i];
+                        let mut dot = X::Acc::ZERO;
+                        if norm.projects {
+                            for lane in row_dots.chunks_exact(rows) {
+                                dot += lane[*i];
+                            }
                         }
-                        sweep::subtract_scaled(sum, &unit[start..end], dot);
-                        sum.iter_mut().for_each(|sum| *sum *= inverse);
-                        X::narrow_slice(sum, &mut out[start..end]);
+                        let inverse = X::Acc::of(norm.inverse);
+                        let unit = &block.unit[*i * d..][..d];
+                        let mut sum = [X::Acc::ZERO; 256];
+                        for start in (0..d).step_by(sum.len()) {
+                            let end = (start + sum.len()).min(d);
+                            let sum = &mut sum[..end - start];
+                            sum.fill(X::Acc::ZERO);
+                            for lane in sums.chunks_exact(lane_len) {
+                                sweep::add(sum, &lane[*i * d + start..*i * d + end]);
+                            }
+                            sweep::subtract_scaled(sum, &unit[start..end], dot);
+                            sweep::scale(sum, inverse);
+                            X::narrow_slice(sum, &mut out[start..end]);
+                        }
                     }
                 },
             )
-        };
-        self.each(rows_out, write);
+        });
     }
 }
 

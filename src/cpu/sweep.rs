@@ -189,6 +189,22 @@ pub(super) fn subtract_scaled<T: Real>(out: &mut [T], values: &[T], factor: T) {
     }
 }
 
+/// `out += values`
+#[inline(always)]
+pub(super) fn add<T: Real>(out: &mut [T], values: &[T]) {
+    for (out, &value) in out.iter_mut().zip(values) {
+        *out += value;
+    }
+}
+
+/// `out *= factor`
+#[inline(always)]
+pub(super) fn scale<T: Real>(out: &mut [T], factor: T) {
+    for out in out {
+        *out *= factor;
+    }
+}
+
 /// Σ v²
 #[inline(always)]
 pub(super) fn sum_of_squares<T: Real>(values: &[T]) -> T {
