@@ -1,0 +1,353 @@
+//! The main job: long-tailed classifiers trained on real data under the losses of the paper, compared side by side.
+//!
+//! `cargo run --release --example longtail` trains on handwritten symbols that cargo has already fetched; `-- --help` lists the settings.
+
+mod data;
+mod images;
+mod losses;
+mod network;
+mod plots;
+mod report;
+mod strokes;
+mod train;
+
+use std::error::Error;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use candle_margin_loss::metrics::Scatter;
+use clap::{Parser, ValueEnum};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use data::Dataset;
+use images::Cifar;
+use losses::{Loss, LossSettings};
+use network::Network;
+use train::{Outcome, Recipe, Tensors};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Source {
+    /// handwritten symbols, cut to an exponential long tail
+    Detexify,
+    /// handwritten symbols with the data's own long tail
+    DetexifyNatural,
+    /// Fashion-MNIST's gzipped IDX files
+    FashionMnist,
+    /// CIFAR-10's binary files
+    Cifar10,
+    /// CIFAR-100's binary files
+    Cifar100,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeviceName {
+    Cpu,
+    Cuda,
+}
+
+/// Trains long-tailed classifiers under the losses of the paper and compares them: table, plots and a results file.
+#[derive(Debug, Parser)]
+#[command(name = "longtail", version)]
+struct Arguments {
+    #[arg(long, value_enum, default_value = "detexify")]
+    dataset: Source,
+    /// Folder of the dataset's files [default: where cargo or Debian put them; CIFAR has none]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Training samples of the largest class over those of the smallest [default: 20 for detexify, else 100]
+    #[arg(long, value_name = "IF")]
+    imbalance_factor: Option<f64>,
+    /// Losses to compare, comma-separated
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Loss::ALL)]
+    losses: Vec<Loss>,
+    /// Seeds, comma-separated: each loss is trained once from each
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3])]
+    seeds: Vec<u64>,
+    /// Passes over the training set [default: 60 for detexify and detexify-natural, else 15]
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// K, the largest class margin of DBM, in radians
+    #[arg(long, default_value_t = 0.1)]
+    k: f64,
+    /// τ, the frequency exponent of DBM's class margin
+    #[arg(long, default_value_t = 1.0)]
+    tau: f64,
+    /// s, the scale of all cosine losses [default: 16 for the symbols, 32 for the images]
+    #[arg(long)]
+    scale: Option<f64>,
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceName,
+    /// ArcFace's margin in radians
+    #[arg(long, default_value_t = 0.1)]
+    arcface_margin: f64,
+    /// LDAM's largest margin
+    #[arg(long, default_value_t = 0.5)]
+    ldam_margin: f64,
+    /// β of DRW's class-balanced weights
+    #[arg(long, default_value_t = 0.9999)]
+    beta: f64,
+    /// Share of the epochs before DRW's weights set in (the paper: 160 of 200)
+    #[arg(long, default_value_t = 0.8)]
+    drw_start: f64,
+    /// Samples a step
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+    /// Peak learning rate of AdamW
+    #[arg(long, default_value_t = 3e-3)]
+    lr: f64,
+    #[arg(long, default_value_t = 0.01)]
+    weight_decay: f64,
+    /// Epochs of linear warm-up, before cosine decay
+    #[arg(long, default_value_t = 2)]
+    warmup_epochs: usize,
+    /// Network [default: mlp for the symbols, conv for the images]
+    #[arg(long, value_enum)]
+    network: Option<Network>,
+    /// Width of the hidden layer
+    #[arg(long, default_value_t = 256)]
+    hidden: usize,
+    /// D, the dimension of the features
+    #[arg(long, default_value_t = 64)]
+    features: usize,
+    /// detexify: number of symbols
+    #[arg(long, default_value_t = 100)]
+    classes: usize,
+    /// detexify: drawings of each symbol held out for the test
+    #[arg(long, default_value_t = 10)]
+    test_per_class: usize,
+    /// detexify: height and width of the images
+    #[arg(long, default_value_t = 20)]
+    side: usize,
+    /// detexify: renderings of each training drawing, all but the first a little turned, scaled and shifted
+    #[arg(long, default_value_t = 32)]
+    renderings: usize,
+    /// Seed of the split, the long tail and the renderings
+    #[arg(long, default_value_t = 0)]
+    data_seed: u64,
+    /// Shrinkage of the covariance that finds Fisher's projections
+    #[arg(long, default_value_t = 0.1)]
+    shrinkage: f64,
+    /// Runs at a time [default: one a core]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Folder of the plots and of results.json
+    #[arg(long, value_name = "DIR", default_value = "target/longtail")]
+    out: PathBuf,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    if let Some(status) = again_with_few_threads(&arguments) {
+        std::process::exit(status);
+    }
+    if let Err(error) = compare(&arguments) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+/// Runs this program again with Candle's threads divided among the runs at a time, unless the user set them; its exit status.
+///
+/// Candle reads the number of its threads from the environment alone, and its threads spin while they wait for each other. With small tensors
+/// and more threads than cores that costs more than it brings: two runs of 20 epochs side by side on two busy cores took 10 s with two
+/// threads each, 1.6 s with one.
+fn again_with_few_threads(arguments: &Arguments) -> Option<i32> {
+    const VARIABLES: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
+    if VARIABLES.iter().any(|variable| std::env::var_os(variable).is_some()) {
+        return None;
+    }
+    let threads = (cores() / jobs(arguments).max(1)).max(1).to_string();
+    let mut again = std::process::Command::new(std::env::current_exe().ok()?);
+    again.args(std::env::args_os().skip(1)).envs(VARIABLES.map(|variable| (variable, threads.as_str())));
+    Some(again.status().ok()?.code().unwrap_or(1))
+}
+
+fn compare(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let started = Instant::now();
+    let device = match arguments.device {
+        DeviceName::Cpu => Device::Cpu,
+        DeviceName::Cuda => return Err("this build has no CUDA: use --device cpu".into()),
+    };
+    let dataset = load(arguments)?;
+    let recipe = recipe(arguments, &dataset)?;
+    // Every loss's settings are checked before the first run starts.
+    for loss in &arguments.losses {
+        loss.schedule(&dataset.counts, &recipe.losses)?;
+    }
+    println!("{}\n{}", dataset.title, dataset.groups.rule);
+    let load_seconds = started.elapsed().as_secs_f64();
+
+    let tensors = Tensors::new(&dataset, &device)?;
+    let outcomes = train_all(arguments, &dataset, &tensors, &recipe)?;
+    print!("\n{}", report::table(&arguments.losses, &outcomes, &recipe));
+    print!("{}", report::gains(&arguments.losses, &outcomes));
+
+    std::fs::create_dir_all(&arguments.out).map_err(|error| format!("{}: {error}", arguments.out.display()))?;
+    let mut written = plots::all(&arguments.out, &arguments.losses, &dataset, &outcomes, &recipe.losses)?;
+    let results = arguments.out.join("results.json");
+    let seconds = (load_seconds, started.elapsed().as_secs_f64());
+    let settings =
+        report::Settings { dataset: name(&arguments.dataset), data_seed: arguments.data_seed, jobs: jobs(arguments) };
+    std::fs::write(&results, report::json(&settings, &dataset, &recipe, &outcomes, seconds))
+        .map_err(|error| format!("{}: {error}", results.display()))?;
+    written.push(results);
+    println!("\nWritten after {:.0} s:", started.elapsed().as_secs_f64());
+    written.iter().for_each(|path| println!("  {}", path.display()));
+    Ok(())
+}
+
+fn load(arguments: &Arguments) -> Result<Dataset, Box<dyn Error>> {
+    let folder = |default: &str| arguments.data.clone().unwrap_or_else(|| PathBuf::from(default));
+    let imbalance_factor = arguments.imbalance_factor.unwrap_or(match arguments.dataset {
+        Source::Detexify => 20.0,
+        _ => 100.0,
+    });
+    let seed = arguments.data_seed;
+    let spinner = ProgressBar::new_spinner().with_message("reading the data");
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let dataset = match arguments.dataset {
+        Source::Detexify | Source::DetexifyNatural => {
+            let natural = arguments.dataset == Source::DetexifyNatural;
+            if natural && arguments.imbalance_factor.is_some() {
+                return Err("detexify-natural has its own long tail: --imbalance-factor does not apply".into());
+            }
+            let snapshot = match &arguments.data {
+                Some(folder) => folder.join("snapshot.json"),
+                None => strokes::find_snapshot()?,
+            };
+            let symbols = strokes::read_snapshot(&snapshot)?;
+            spinner.suspend(|| println!("{}", strokes::ATTRIBUTION));
+            let options = strokes::Options {
+                natural,
+                classes: arguments.classes,
+                test_per_class: arguments.test_per_class,
+                imbalance_factor,
+                side: arguments.side,
+                renderings: arguments.renderings,
+                seed,
+            };
+            strokes::dataset(symbols, &options)?
+        }
+        Source::FashionMnist => images::fashion_mnist(&folder(images::DEBIAN_FASHION_MNIST), imbalance_factor, seed)?,
+        Source::Cifar10 => images::cifar(Cifar::Ten, &folder("cifar-10-batches-bin"), imbalance_factor, seed)?,
+        Source::Cifar100 => images::cifar(Cifar::Hundred, &folder("cifar-100-binary"), imbalance_factor, seed)?,
+    };
+    spinner.finish_and_clear();
+    Ok(dataset)
+}
+
+fn recipe(arguments: &Arguments, dataset: &Dataset) -> Result<Recipe, String> {
+    let symbols = matches!(arguments.dataset, Source::Detexify | Source::DetexifyNatural);
+    let epochs = arguments.epochs.unwrap_or(if symbols { 60 } else { 15 });
+    let positive = [
+        ("--epochs", epochs),
+        ("--batch-size", arguments.batch_size),
+        ("--hidden", arguments.hidden),
+        ("--features", arguments.features),
+        ("--losses", arguments.losses.len()),
+        ("--seeds", arguments.seeds.len()),
+        ("--jobs", arguments.jobs.unwrap_or(1)),
+    ];
+    if let Some((flag, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+        return Err(format!("{flag} must be at least 1"));
+    }
+    if !(arguments.lr.is_finite() && arguments.lr > 0.0) || !(0.0..f64::INFINITY).contains(&arguments.weight_decay) {
+        return Err("--lr must be positive and --weight-decay not negative".into());
+    }
+    if !(0.0..=1.0).contains(&arguments.drw_start) || !(0.0..=1.0).contains(&arguments.shrinkage) {
+        return Err("--drw-start and --shrinkage must be in 0..=1".into());
+    }
+    // The covariance of two classes finds their projection where its samples are twice its dimensions, else that of all classes.
+    let pair_samples = 2 * dataset.test.len() / dataset.counts.classes();
+    Ok(Recipe {
+        network: arguments.network.unwrap_or(if symbols { Network::Mlp } else { Network::Conv }),
+        hidden: arguments.hidden,
+        features: arguments.features,
+        epochs,
+        batch_size: arguments.batch_size,
+        lr: arguments.lr,
+        weight_decay: arguments.weight_decay,
+        warmup_epochs: arguments.warmup_epochs.min(epochs - 1),
+        scatter: if pair_samples >= 2 * arguments.features { Scatter::Pair } else { Scatter::Pooled },
+        shrinkage: arguments.shrinkage,
+        losses: LossSettings {
+            scale: arguments.scale.unwrap_or(if symbols { 16.0 } else { 32.0 }),
+            k: arguments.k,
+            tau: arguments.tau,
+            arcface_margin: arguments.arcface_margin,
+            ldam_margin: arguments.ldam_margin,
+            beta: arguments.beta,
+            drw_epoch: (arguments.drw_start * epochs as f64).round() as usize,
+        },
+    })
+}
+
+/// Every loss from every seed, `jobs` runs at a time; by loss, then seed.
+fn train_all(
+    arguments: &Arguments,
+    dataset: &Dataset,
+    tensors: &Tensors,
+    recipe: &Recipe,
+) -> Result<Vec<Outcome>, Box<dyn Error>> {
+    let runs: Vec<(Loss, u64)> =
+        arguments.losses.iter().flat_map(|&loss| arguments.seeds.iter().map(move |&seed| (loss, seed))).collect();
+    let shown = std::io::stderr().is_terminal();
+    let bars = MultiProgress::with_draw_target(if shown {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    });
+    let style =
+        |template: &str| ProgressStyle::with_template(template).expect("the template is valid").progress_chars("━╸─");
+    let overall = bars.add(ProgressBar::new(runs.len() as u64));
+    overall.set_style(style("{bar:30.green} {pos} of {len} runs, {elapsed} gone, {eta} to go"));
+    overall.enable_steady_tick(Duration::from_millis(500));
+    let steps = (recipe.epochs * dataset.train[0].len().div_ceil(recipe.batch_size)) as u64;
+
+    let next = AtomicUsize::new(0);
+    let results: Mutex<Vec<Option<candle_core::Result<Outcome>>>> = Mutex::new(runs.iter().map(|_| None).collect());
+    let worker = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&(loss, seed)) = runs.get(index) else { return };
+            let bar = bars.insert_before(&overall, ProgressBar::new(steps));
+            bar.set_style(style("{prefix:18} {bar:30.cyan} {percent:>3} %  {msg}"));
+            bar.set_prefix(format!("{}, seed {seed}", loss.name()));
+            let result = train::run(dataset, tensors, recipe, loss, seed, &bar);
+            bar.finish_and_clear();
+            bars.remove(&bar);
+            if let Ok(outcome) = &result {
+                let line = report::line(outcome);
+                bars.suspend(|| eprintln!("{line}"));
+            } else {
+                next.store(runs.len(), Ordering::Relaxed);
+            }
+            overall.inc(1);
+            results.lock().expect("no worker panicked")[index] = Some(result);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..jobs(arguments).min(runs.len())).for_each(|_| {
+            scope.spawn(worker);
+        });
+    });
+    overall.finish_and_clear();
+    let finished = results.into_inner().expect("no worker panicked").into_iter().flatten();
+    Ok(finished.collect::<candle_core::Result<Vec<_>>>()?)
+}
+
+fn jobs(arguments: &Arguments) -> usize {
+    arguments.jobs.unwrap_or_else(cores)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+}
