@@ -83,7 +83,8 @@ pub fn forward(
     let per_sample = spread(&ell, 0.0)?;
     let value = match params.reduction {
         Reduction::None => per_sample.clone(),
-        _ => (ell.sum_all()? * targets.reduction_factor())?,
+        // A tensor, since Candle takes a factor of 0 off the tape.
+        _ => (ell.sum_all()? * Tensor::new(targets.reduction_factor(), device)?.to_dtype(wide)?)?,
     };
     Ok(LossOutput {
         loss: value,
@@ -97,12 +98,16 @@ pub fn forward(
 /// What no valid row gives: zeros, still on the tape.
 fn empty(problem: &Problem) -> Result<LossOutput> {
     let (n, wide, device) = (problem.n, problem.accumulation_dtype(), problem.features.device());
-    let nothing = (problem.features.zeros_like()?.sum_all()?
-        + problem.weight.zeros_like()?.sum_all()?.to_dtype(problem.features.dtype())?)?;
+    // Selected away rather than multiplied by 0, which NaN would survive.
+    let nothing = |tensor: &Tensor| {
+        let none = Tensor::zeros(tensor.dims(), DType::U8, device)?;
+        none.where_cond(tensor, &tensor.zeros_like()?)?.sum_all()?.to_dtype(wide)
+    };
+    let nothing = (nothing(problem.features)? + nothing(problem.weight)?)?;
     let zeros = Tensor::zeros(n, wide, device)?;
     let loss = match problem.params().reduction {
-        Reduction::None => zeros.clone(),
-        _ => nothing.to_dtype(wide)?,
+        Reduction::None => zeros.broadcast_add(&nothing)?,
+        _ => nothing,
     };
     Ok(LossOutput {
         loss,
@@ -113,9 +118,9 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
     })
 }
 
-/// Rows divided by max(‖row‖₂, 1e-12).
+/// Rows divided by max(‖row‖₂, 1e-12); the floor under the root, so that a row of zeros has a gradient.
 fn unit_rows(rows: &Tensor) -> Result<Tensor> {
-    let norm = rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
+    let norm = rows.sqr()?.sum_keepdim(D::Minus1)?.maximum(1e-24)?.sqrt()?;
     rows.broadcast_div(&norm)
 }
 

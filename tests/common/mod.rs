@@ -279,8 +279,8 @@ fn through_tape(
     let (x, w) = (Var::from_tensor(&inputs.x)?, Var::from_tensor(&inputs.w)?);
     let output = forward(&x, &w)?;
     let grads = upstream(&output.loss, upstream_values)?.backward()?;
-    let dx = grads.get(&x).expect("a gradient for X");
-    let dw = grads.get(&w).expect("a gradient for W");
+    let dx = grads.get(&x).ok_or("no gradient for X")?;
+    let dw = grads.get(&w).ok_or("no gradient for W")?;
     assert_eq!((dx.dtype(), dx.dims()), (x.dtype(), x.dims()), "dX has X's dtype and shape");
     assert_eq!((dw.dtype(), dw.dims()), (w.dtype(), w.dims()), "dW has W's dtype and shape");
     Ok(Outcome::new(&output, dx, dw))
