@@ -1,0 +1,88 @@
+//! Peak memory beyond inputs, outputs and gradients: the workspace's budget, at any size, and nothing that grows with N but O(N + C).
+#![allow(missing_docs)]
+
+mod common;
+
+use candle_core::{DType, Tensor, Var};
+use candle_margin_loss::{MarginLoss, Reduction};
+use common::{Result, device};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+const MIB: usize = 1 << 20;
+
+struct Setup {
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+}
+
+fn setup(n: usize, c: usize, d: usize, dtype: DType) -> Result<Setup> {
+    let w = Tensor::randn(0f32, 1., (c, d), &device())?.to_dtype(dtype)?;
+    let x = Tensor::randn(0f32, 1., (n, d), &device())?.to_dtype(dtype)?;
+    let y = Tensor::arange(0u32, n as u32, &device())?;
+    let y = Tensor::from_vec(y.to_vec1::<u32>()?.into_iter().map(|i| i % c as u32).collect::<Vec<_>>(), n, &device())?;
+    Ok(Setup { x, w, y })
+}
+
+/// Bytes at the peak of `work` beyond what was there before.
+fn peak(work: impl FnOnce() -> Result<()>) -> Result<usize> {
+    ALLOCATOR.reset_peak_usage();
+    let before = ALLOCATOR.current_usage();
+    work()?;
+    Ok(ALLOCATOR.peak_usage() - before)
+}
+
+/// One test, since the allocator counts for the whole process.
+#[test]
+fn peak_memory_is_the_budget() -> Result<()> {
+    let mut report = Vec::new();
+    for (n, c, d, dtype) in [
+        (64, 100, 64, DType::F32),
+        (256, 8142, 2048, DType::F32),
+        (1024, 10_000, 512, DType::F32),
+        (1024, 10_000, 512, DType::BF16),
+        (4096, 10_000, 512, DType::F32),
+        (4096, 10_000, 512, DType::BF16),
+        (64, 1_000_000, 4, DType::F32),
+        (20_000, 5000, 16, DType::F16),
+        (3000, 3000, 300, DType::F64),
+    ] {
+        let Setup { x, w, y } = setup(n, c, d, dtype)?;
+        for (budget, reduction) in
+            [(64 * MIB, Reduction::Mean), (8 * MIB, Reduction::Mean), (64 * MIB, Reduction::None)]
+        {
+            let loss = MarginLoss::builder(c).reduction(reduction).workspace_bytes(budget).build()?;
+            let (dx, dw) = (x.zeros_like()?, w.zeros_like()?);
+            let used = if reduction == Reduction::None {
+                // On the tape, with the states between forward and backward; gradients are not counted.
+                let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+                let gradients = x.elem_count() * x.dtype().size_in_bytes() + w.elem_count() * w.dtype().size_in_bytes();
+                let all = peak(|| {
+                    let per_row = loss.forward(&x, &w, &y)?;
+                    per_row.sum_all()?.backward()?;
+                    Ok(())
+                })?;
+                // Candle's own: a zeroed gradient and its sum with ours, beside ours.
+                all.saturating_sub(3 * gradients)
+            } else {
+                peak(|| {
+                    loss.loss_and_grads_into(&x, &w, &y, None, &dx, &dw)?;
+                    Ok(())
+                })?
+            };
+            // The call's own tables of rows and classes, some 300 bytes a row and 50 a class.
+            let tables = 300 * n + 50 * c + 64 * 1024;
+            report.push(format!(
+                "{n} {c} {d} {dtype:?} {reduction:?}: {:.1} of {} MiB",
+                used as f64 / MIB as f64,
+                budget / MIB
+            ));
+            assert!(used <= budget + tables, "{used} bytes: {}", report.last().unwrap());
+        }
+    }
+    println!("{}", report.join("\n"));
+    Ok(())
+}
