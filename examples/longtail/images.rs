@@ -83,7 +83,7 @@ pub fn cifar_records(
     labels: &mut Vec<u8>,
 ) -> Result<(), DataError> {
     let record = label_bytes + 3 * 32 * 32;
-    if bytes.is_empty() || bytes.len() % record != 0 {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
         let what = format!("{} bytes are not a whole number of records of {record} bytes: truncated?", bytes.len());
         return Err(DataError::corrupt(path, what));
     }

@@ -53,6 +53,7 @@ enum DeviceName {
 #[derive(Debug, Parser)]
 #[command(name = "longtail", version)]
 struct Arguments {
+    /// What to train on
     #[arg(long, value_enum, default_value = "detexify")]
     dataset: Source,
     /// Folder of the dataset's files [default: where cargo or Debian put them; CIFAR has none]
@@ -79,6 +80,7 @@ struct Arguments {
     /// s, the scale of all cosine losses [default: 16 for the symbols, 32 for the images]
     #[arg(long)]
     scale: Option<f64>,
+    /// Where to train; cuda needs a build of this crate that has it
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
     /// ArcFace's margin in radians
@@ -99,12 +101,13 @@ struct Arguments {
     /// Peak learning rate of AdamW
     #[arg(long, default_value_t = 3e-3)]
     lr: f64,
+    /// Weight decay of AdamW
     #[arg(long, default_value_t = 0.01)]
     weight_decay: f64,
     /// Epochs of linear warm-up, before cosine decay
     #[arg(long, default_value_t = 2)]
     warmup_epochs: usize,
-    /// Network [default: mlp for the symbols, conv for the images]
+    /// Network [default: conv for CIFAR, else mlp]
     #[arg(long, value_enum)]
     network: Option<Network>,
     /// Width of the hidden layer
@@ -128,9 +131,9 @@ struct Arguments {
     /// Seed of the split, the long tail and the renderings
     #[arg(long, default_value_t = 0)]
     data_seed: u64,
-    /// Shrinkage of the covariance that finds Fisher's projections
-    #[arg(long, default_value_t = 0.1)]
-    shrinkage: f64,
+    /// Shrinkage of the covariance that finds Fisher's projections [default: 0.1 for the pooled one, 0.001 for the pair's]
+    #[arg(long)]
+    shrinkage: Option<f64>,
     /// Runs at a time [default: one a core]
     #[arg(long)]
     jobs: Option<usize>,
@@ -141,29 +144,35 @@ struct Arguments {
 
 fn main() {
     let arguments = Arguments::parse();
-    if let Some(status) = again_with_few_threads(&arguments) {
-        std::process::exit(status);
-    }
+    again_with_few_threads(&arguments);
     if let Err(error) = compare(&arguments) {
         eprintln!("error: {error}");
         std::process::exit(1);
     }
 }
 
-/// Runs this program again with Candle's threads divided among the runs at a time, unless the user set them; its exit status.
+/// Runs this program again with Candle's threads divided among the runs at a time, unless the user set them.
+/// Where that fails it returns, and the work is done with the threads that Candle chooses.
 ///
 /// Candle reads the number of its threads from the environment alone, and its threads spin while they wait for each other. With small tensors
 /// and more threads than cores that costs more than it brings: two runs of 20 epochs side by side on two busy cores took 10 s with two
 /// threads each, 1.6 s with one.
-fn again_with_few_threads(arguments: &Arguments) -> Option<i32> {
+fn again_with_few_threads(arguments: &Arguments) {
     const VARIABLES: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
     if VARIABLES.iter().any(|variable| std::env::var_os(variable).is_some()) {
-        return None;
+        return;
     }
     let threads = (cores() / jobs(arguments).max(1)).max(1).to_string();
-    let mut again = std::process::Command::new(std::env::current_exe().ok()?);
+    let Ok(program) = std::env::current_exe() else { return };
+    let mut again = std::process::Command::new(program);
     again.args(std::env::args_os().skip(1)).envs(VARIABLES.map(|variable| (variable, threads.as_str())));
-    Some(again.status().ok()?.code().unwrap_or(1))
+    // In this process's place where that can be done, so that a signal reaches it.
+    #[cfg(unix)]
+    let _ = std::os::unix::process::CommandExt::exec(&mut again);
+    #[cfg(not(unix))]
+    if let Ok(status) = again.status() {
+        std::process::exit(status.code().unwrap_or(1));
+    }
 }
 
 fn compare(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
@@ -242,6 +251,10 @@ fn load(arguments: &Arguments) -> Result<Dataset, Box<dyn Error>> {
 
 fn recipe(arguments: &Arguments, dataset: &Dataset) -> Result<Recipe, String> {
     let symbols = matches!(arguments.dataset, Source::Detexify | Source::DetexifyNatural);
+    let default_network = match arguments.dataset {
+        Source::Cifar10 | Source::Cifar100 => Network::Conv,
+        _ => Network::Mlp,
+    };
     let epochs = arguments.epochs.unwrap_or(if symbols { 60 } else { 15 });
     let positive = [
         ("--epochs", epochs),
@@ -255,16 +268,18 @@ fn recipe(arguments: &Arguments, dataset: &Dataset) -> Result<Recipe, String> {
     if let Some((flag, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
         return Err(format!("{flag} must be at least 1"));
     }
-    if !(arguments.lr.is_finite() && arguments.lr > 0.0) || !(0.0..f64::INFINITY).contains(&arguments.weight_decay) {
+    let finite = arguments.lr.is_finite() && arguments.weight_decay.is_finite();
+    if !finite || arguments.lr <= 0.0 || arguments.weight_decay < 0.0 {
         return Err("--lr must be positive and --weight-decay not negative".into());
     }
-    if !(0.0..=1.0).contains(&arguments.drw_start) || !(0.0..=1.0).contains(&arguments.shrinkage) {
+    if !(0.0..=1.0).contains(&arguments.drw_start) || !(0.0..=1.0).contains(&arguments.shrinkage.unwrap_or(0.0)) {
         return Err("--drw-start and --shrinkage must be in 0..=1".into());
     }
     // The covariance of two classes finds their projection where its samples are twice its dimensions, else that of all classes.
     let pair_samples = 2 * dataset.test.len() / dataset.counts.classes();
+    let scatter = if pair_samples >= 2 * arguments.features { Scatter::Pair } else { Scatter::Pooled };
     Ok(Recipe {
-        network: arguments.network.unwrap_or(if symbols { Network::Mlp } else { Network::Conv }),
+        network: arguments.network.unwrap_or(default_network),
         hidden: arguments.hidden,
         features: arguments.features,
         epochs,
@@ -272,8 +287,8 @@ fn recipe(arguments: &Arguments, dataset: &Dataset) -> Result<Recipe, String> {
         lr: arguments.lr,
         weight_decay: arguments.weight_decay,
         warmup_epochs: arguments.warmup_epochs.min(epochs - 1),
-        scatter: if pair_samples >= 2 * arguments.features { Scatter::Pair } else { Scatter::Pooled },
-        shrinkage: arguments.shrinkage,
+        scatter,
+        shrinkage: arguments.shrinkage.unwrap_or(if scatter == Scatter::Pair { 1e-3 } else { 0.1 }),
         losses: LossSettings {
             scale: arguments.scale.unwrap_or(if symbols { 16.0 } else { 32.0 }),
             k: arguments.k,
@@ -304,7 +319,7 @@ fn train_all(
     let style =
         |template: &str| ProgressStyle::with_template(template).expect("the template is valid").progress_chars("━╸─");
     let overall = bars.add(ProgressBar::new(runs.len() as u64));
-    overall.set_style(style("{bar:30.green} {pos} of {len} runs, {elapsed} gone, {eta} to go"));
+    overall.set_style(style("{bar:30.green} {pos} of {len} runs, {elapsed} gone"));
     overall.enable_steady_tick(Duration::from_millis(500));
     let steps = (recipe.epochs * dataset.train[0].len().div_ceil(recipe.batch_size)) as u64;
 

@@ -36,7 +36,7 @@ pub fn all(
     settings: &LossSettings,
 ) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let names = ["accuracy.svg", "margins.svg", "angles.svg"].map(|name| folder.join(name));
-    let wide = (160 + 100 * losses.len() as u32).max(560);
+    let wide = (160 + 100 * losses.len() as u32).max(900);
     accuracy(SVGBackend::new(&names[0], (wide, 460)).into_drawing_area(), losses, dataset, outcomes)?;
     margins(SVGBackend::new(&names[1], (1060, 460)).into_drawing_area(), dataset, settings)?;
     angles(SVGBackend::new(&names[2], (wide, 460)).into_drawing_area(), losses, dataset, outcomes)?;
@@ -86,12 +86,15 @@ fn accuracy(root: Area, losses: &[Loss], dataset: &Dataset, outcomes: &[Outcome]
         chart.draw_series(spreads.iter().map(bar))?;
         let whisker = |(x, spread): (f64, Spread)| {
             let (mean, deviation) = (100.0 * spread.mean, 100.0 * spread.deviation?);
-            Some(ErrorBar::new_vertical(x + 0.085, mean - deviation, mean, mean + deviation, BLACK.filled(), 6))
+            Some(PathElement::new(
+                [(x + 0.085, mean - deviation), (x + 0.085, mean + deviation)],
+                BLACK.stroke_width(2),
+            ))
         };
         chart.draw_series(spreads.into_iter().filter_map(whisker))?;
     }
     legend_above(&root, &series.iter().map(|(name, colour, _)| (*name, *colour)).collect::<Vec<_>>())?;
-    note(&root, dataset.groups.rule)?;
+    note(&root, &format!("{}; black: ± a standard deviation over the seeds", dataset.groups.rule))?;
     Ok(root.present()?)
 }
 
@@ -122,7 +125,7 @@ fn margins(root: Area, dataset: &Dataset, settings: &LossSettings) -> Plotted {
         (0..=200).map(|step| largest.powf(f64::from(step) / 200.0)).map(|rho| (rho, margin(rho))).collect()
     };
     let dbm = |rho: f64| k * rho.powf(-tau);
-    let curves: [(&str, RGBColor, Vec<(f64, f64)>); 4] = [
+    let curves = [
         ("DBM, m_C", RGBColor(0xd1, 0x49, 0x5b), curve(&dbm)),
         ("DBM, m_C + m_I at θ = π/2", RGBColor(0xff, 0x9f, 0x1c), curve(&|rho| 1.5 * dbm(rho))),
         ("ArcFace", RGBColor(0x1f, 0x77, 0xb4), curve(&|_| arcface_margin)),
@@ -282,9 +285,9 @@ fn legend(colour: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> {
 /// Names with their colours, in the upper right corner beside the caption.
 fn legend_above(root: &Area, names: &[(&str, RGBColor)]) -> Plotted {
     let (width, _) = root.dim_in_pixel();
-    let left = width as i32 - 90 * names.len() as i32;
+    let left = width as i32 - 78 * names.len() as i32;
     for (index, (name, colour)) in names.iter().enumerate() {
-        let x = left + 90 * index as i32;
+        let x = left + 78 * index as i32;
         root.draw(&Rectangle::new([(x, 16), (x + 14, 28)], colour.filled()))?;
         root.draw(&Text::new(*name, (x + 20, 16), (FONT, 14).into_font()))?;
     }

@@ -190,7 +190,7 @@ pub fn json(
         .collect();
     let results = json!({
         "format": 1,
-        "versions": {"candle-margin-loss": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH},
+        "versions": {"candle-margin-loss": env!("CARGO_PKG_VERSION"), "candle-core": locked_version("candle-core"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH},
         "dataset": {
             "name": settings.dataset,
             "title": dataset.title,
@@ -232,6 +232,13 @@ pub fn json(
     let mut text = serde_json::to_string_pretty(&results).expect("the values are plain numbers and strings");
     text.push('\n');
     text
+}
+
+/// The version of a package in this crate's Cargo.lock, if it has one.
+fn locked_version(package: &str) -> Option<String> {
+    let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).ok()?;
+    let entry = lock.split("[[package]]").find(|entry| entry.contains(&format!("name = \"{package}\"\n")))?;
+    Some(entry.split("version = \"").nth(1)?.split('"').next()?.to_string())
 }
 
 /// The angles of a run's test samples of the classes of a group, or of all.
