@@ -88,7 +88,7 @@ pub struct Grouping {
 impl Grouping {
     /// The paper's: more than 100 training samples, 20 to 100, fewer than 20.
     pub fn by_thresholds(counts: &ClassCounts) -> Self {
-        Self { of_class: counts.groups(), rule: "training samples a class: Many > 100, Medium 20-100, Few < 20" }
+        Self { of_class: counts.groups(), rule: "by training samples, Many > 100, Medium 20-100, Few < 20" }
     }
 
     /// Thirds of the classes by training samples: for a set too small for the paper's thresholds. The lower class number is the larger at a tie.
@@ -100,7 +100,7 @@ impl Grouping {
         for (rank, class) in by_size.into_iter().enumerate() {
             of_class[class] = Group::ALL[rank * 3 / n.len()];
         }
-        Self { of_class, rule: "thirds of the classes by training samples: Many, Medium, Few" }
+        Self { of_class, rule: "thirds of the classes by training samples (too few for the paper's thresholds)" }
     }
 }
 

@@ -187,12 +187,12 @@ fn compare(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     for loss in &arguments.losses {
         loss.schedule(&dataset.counts, &recipe.losses)?;
     }
-    println!("{}\n{}", dataset.title, dataset.groups.rule);
+    println!("{}", dataset.title);
     let load_seconds = started.elapsed().as_secs_f64();
 
     let tensors = Tensors::new(&dataset, &device)?;
     let outcomes = train_all(arguments, &dataset, &tensors, &recipe)?;
-    print!("\n{}", report::table(&arguments.losses, &outcomes, &recipe));
+    print!("\n{}", report::table(&arguments.losses, &outcomes, &recipe, dataset.groups.rule));
     print!("{}", report::gains(&arguments.losses, &outcomes));
 
     std::fs::create_dir_all(&arguments.out).map_err(|error| format!("{}: {error}", arguments.out.display()))?;

@@ -36,7 +36,7 @@ pub fn all(
     settings: &LossSettings,
 ) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let names = ["accuracy.svg", "margins.svg", "angles.svg"].map(|name| folder.join(name));
-    let wide = (160 + 100 * losses.len() as u32).max(900);
+    let wide = (160 + 100 * losses.len() as u32).max(960);
     accuracy(SVGBackend::new(&names[0], (wide, 460)).into_drawing_area(), losses, dataset, outcomes)?;
     margins(SVGBackend::new(&names[1], (1060, 460)).into_drawing_area(), dataset, settings)?;
     angles(SVGBackend::new(&names[2], (wide, 460)).into_drawing_area(), losses, dataset, outcomes)?;

@@ -63,11 +63,12 @@ pub fn line(outcome: &Outcome) -> String {
 }
 
 /// A row a loss: accuracy of all classes and of each group, mean target angle, Fisher separability.
-pub fn table(losses: &[Loss], outcomes: &[Outcome], recipe: &Recipe) -> String {
+pub fn table(losses: &[Loss], outcomes: &[Outcome], recipe: &Recipe, group_rule: &str) -> String {
     let seeds = outcomes.iter().filter(|outcome| outcome.loss == losses[0]).count();
     let mut text = format!(
         "Test set, mean{} over {seeds} seed{}. Accuracy in %; angle: mean angular distance to the true class's centre, in degrees;\n\
-         S: Fisher separability of the normalised features ({} covariance, shrinkage {}), mean of the classes.\n\n",
+         S: Fisher separability of the normalised features ({} covariance, shrinkage {}), mean of the classes.\n\
+         Groups: {group_rule}.\n\n",
         if seeds > 1 { " ± standard deviation" } else { "" },
         if seeds == 1 { "" } else { "s" },
         if recipe.scatter == Scatter::Pair { "the pair's" } else { "pooled" },
