@@ -1,0 +1,30 @@
+#!/bin/sh
+# Runs every test that this machine can run, and prints what it skipped and why.
+set -eu
+cd "$(dirname "$0")"
+
+skipped=""
+skip() { skipped="$skipped
+  $1: $2"; }
+
+cargo test --release --workspace
+
+# The PyTorch reference, where some python3 has torch: it is large, and its golden cases are committed.
+python=""
+for candidate in python3 /usr/bin/python3; do
+    if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c 'import torch, pytest, numpy' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+if [ -n "$python" ]; then
+    "$python" -m pytest -q python-ref
+else
+    skip "python-ref/test_reference.py" "no python3 with torch, numpy and pytest; python-ref/README.md says how to install them"
+fi
+
+if [ -n "$skipped" ]; then
+    printf '\nSKIPPED:%s\n' "$skipped"
+else
+    printf '\nNothing was skipped.\n'
+fi
