@@ -15,6 +15,9 @@ pub enum Error {
     /// Tensors whose rank, shape, dtype or device does not fit the loss or each other.
     #[error("margin loss: {0}")]
     Input(String),
+    /// Predictions, labels or features that a metric cannot be computed of.
+    #[error("metrics: {0}")]
+    Metrics(String),
     /// A label that is neither a class nor the ignore index.
     #[error("margin loss: label {label} of row {row} is not in 0..{classes}{}", ignore_note(.ignore_index))]
     Label {

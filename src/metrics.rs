@@ -80,7 +80,7 @@ pub fn class_accuracy(predicted: &[u32], labels: &[u32], classes: usize) -> Resu
 pub fn group_accuracy(predicted: &[u32], labels: &[u32], groups: &[Group]) -> Result<ByGroup> {
     let by_class = class_accuracy(predicted, labels, groups.len())?;
     if labels.is_empty() {
-        return Err(Error::Input("group accuracy: there is no sample".into()));
+        return Err(Error::Metrics("group accuracy: there is no sample".into()));
     }
     let right = predicted.iter().zip(labels).filter(|(predicted, label)| predicted == label).count();
     Ok(ByGroup::of_classes(right as f64 / labels.len() as f64, &by_class, groups))
@@ -93,7 +93,7 @@ pub fn group_accuracy(predicted: &[u32], labels: &[u32], groups: &[Group]) -> Re
 pub fn group_means(values: &[f64], groups: &[Group]) -> Result<ByGroup> {
     same_length("group means", "values", values.len(), groups.len())?;
     if values.is_empty() {
-        return Err(Error::Input("group means: there is no class".into()));
+        return Err(Error::Metrics("group means: there is no class".into()));
     }
     let all = values.iter().sum::<f64>() / values.len() as f64;
     Ok(ByGroup::of_classes(all, &values.iter().copied().map(Some).collect::<Vec<_>>(), groups))
@@ -121,7 +121,7 @@ pub fn angular_distances(features: &Tensor, centres: &Tensor, labels: &[u32]) ->
     let (x, dim) = rows(WHAT, "features", features)?;
     let (w, centre_dim) = rows(WHAT, "centres", centres)?;
     if dim != centre_dim {
-        return Err(Error::Input(format!("{WHAT}: features of dimension {dim}, centres of dimension {centre_dim}")));
+        return Err(Error::Metrics(format!("{WHAT}: features of dimension {dim}, centres of dimension {centre_dim}")));
     }
     same_length(WHAT, "features", x.len() / dim, labels.len())?;
     let unit = |row: &[f64]| -> Vec<f64> {
@@ -208,20 +208,20 @@ pub fn fisher_separability(
     let (x, dim) = rows(WHAT, "features", features)?;
     same_length(WHAT, "features", x.len() / dim, labels.len())?;
     if classes < 2 {
-        return Err(Error::Input(format!("{WHAT}: needs at least two classes, there are {classes}")));
+        return Err(Error::Metrics(format!("{WHAT}: needs at least two classes, there are {classes}")));
     }
     if !(0.0..=1.0).contains(&shrinkage) {
         return Err(Error::Option(format!("{WHAT}: the shrinkage γ must be in 0..=1, it is {shrinkage}")));
     }
     if let Some(position) = x.iter().position(|value| !value.is_finite()) {
-        return Err(Error::Input(format!("{WHAT}: the features of row {} are not finite", position / dim)));
+        return Err(Error::Metrics(format!("{WHAT}: the features of row {} are not finite", position / dim)));
     }
     let mut members: Vec<Vec<&[f64]>> = vec![Vec::new(); classes];
     for (row, x) in x.chunks_exact(dim).enumerate() {
         members[class_of(row, labels[row], classes)?].push(x);
     }
     if let Some(class) = members.iter().position(Vec::is_empty) {
-        return Err(Error::Input(format!("{WHAT}: class {class} has no sample")));
+        return Err(Error::Metrics(format!("{WHAT}: class {class} has no sample")));
     }
     let moments: Vec<Moments> = members.par_iter().map(|samples| Moments::of(samples, dim)).collect();
     let singular = "the within-class covariance is singular; more samples or a larger shrinkage would help";
@@ -232,11 +232,11 @@ pub fn fisher_separability(
             for (class, samples) in moments.iter().zip(&members) {
                 add_scaled(&mut sum, samples.len() as f64 / labels.len() as f64, &class.covariance);
             }
-            Some(factor(&sum, dim, shrinkage).ok_or_else(|| Error::Input(format!("{WHAT}: {singular}")))?)
+            Some(factor(&sum, dim, shrinkage).ok_or_else(|| Error::Metrics(format!("{WHAT}: {singular}")))?)
         }
     };
     let pair = |i: usize, j: usize| {
-        let of_pair = |why: &str| Error::Input(format!("{WHAT}: classes {i} and {j}: {why}"));
+        let of_pair = |why: &str| Error::Metrics(format!("{WHAT}: classes {i} and {j}: {why}"));
         let covariance: Vec<f64> =
             moments[i].covariance.iter().zip(&moments[j].covariance).map(|(i, j)| i + j).collect();
         let apart: Vec<f64> = moments[i].mean.iter().zip(&moments[j].mean).map(|(i, j)| i - j).collect();
@@ -351,13 +351,13 @@ fn add_scaled(y: &mut [f64], scale: f64, x: &[f64]) {
 /// The rows of a (N, D) float tensor in f64, and D.
 fn rows(what: &str, name: &str, tensor: &Tensor) -> Result<(Vec<f64>, usize)> {
     let [_, dim] = *tensor.dims() else {
-        return Err(Error::Input(format!("{what}: {name} must be of rank 2, they are {:?}", tensor.shape())));
+        return Err(Error::Metrics(format!("{what}: {name} must be of rank 2, they are {:?}", tensor.shape())));
     };
     if dim == 0 {
-        return Err(Error::Input(format!("{what}: {name} have dimension 0")));
+        return Err(Error::Metrics(format!("{what}: {name} have dimension 0")));
     }
     if !tensor.dtype().is_float() {
-        return Err(Error::Input(format!("{what}: {name} must be floats, they are {:?}", tensor.dtype())));
+        return Err(Error::Metrics(format!("{what}: {name} must be floats, they are {:?}", tensor.dtype())));
     }
     Ok((tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?, dim))
 }
@@ -367,7 +367,7 @@ fn same_length(what: &str, name: &str, length: usize, expected: usize) -> Result
     if length == expected {
         return Ok(());
     }
-    Err(Error::Input(format!("{what}: {length} {name} for {expected} {against}")))
+    Err(Error::Metrics(format!("{what}: {length} {name} for {expected} {against}")))
 }
 
 fn class_of(row: usize, label: u32, classes: usize) -> Result<usize> {

@@ -37,7 +37,7 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
     let (dx, dw) = cpu::new_gradients(problem, track_x, track_w)?;
     let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
     let problem = Problem { features: &detached.0, weight: &detached.1, ..problem.clone() };
-    let states = cpu::run(&problem, &targets, Pass::OnePass, gradients)?;
+    let states = cpu::run(&problem, &targets, Pass::LossAndGradients, gradients)?;
     let mut output = output(&problem, &targets, &states)?;
     output.loss = x.apply_op2(w, Reduced { value: output.loss.clone(), dx, dw })?;
     Ok(output)
@@ -93,7 +93,7 @@ pub(crate) fn loss_and_grads_into(problem: &Problem, dx: &Tensor, dw: &Tensor) -
 fn into(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
     let targets = problem.targets()?;
     let gradients = Gradients { features: Some(dx), weight: Some(dw) };
-    let states = cpu::run(problem, &targets, Pass::OnePass, gradients)?;
+    let states = cpu::run(problem, &targets, Pass::LossAndGradients, gradients)?;
     output(problem, &targets, &states)
 }
 

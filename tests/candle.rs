@@ -3,6 +3,7 @@
 
 mod common;
 
+use approx::assert_abs_diff_eq;
 use candle_core::{DType, Tensor, Var};
 use candle_margin_loss::{
     ClassCounts, ClassWeights, CosineClassifier, LossSchedule, Margin, MarginLoss, Reduction, margin_cross_entropy,
@@ -65,7 +66,7 @@ fn classifier_shares_checkpoints_with_a_linear_head() -> Result<()> {
     for (i, row) in logits.to_vec2::<f32>()?.into_iter().enumerate() {
         for (j, logit) in row.into_iter().enumerate() {
             let cosine = dot(&x[i], &w[j]) / (dot(&x[i], &x[i]) * dot(&w[j], &w[j])).sqrt();
-            assert!((f64::from(logit) - 20.0 * cosine).abs() < 1e-4);
+            assert_abs_diff_eq!(f64::from(logit), 20.0 * cosine, epsilon = 1e-4);
         }
     }
     let out = head.output(&inputs.x, &inputs.y, None)?;

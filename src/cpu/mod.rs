@@ -49,7 +49,7 @@ pub(crate) enum Pass<'a> {
     /// The rows' losses.
     Loss,
     /// The rows' losses, and the gradients of their reduction.
-    OnePass,
+    LossAndGradients,
     /// The gradients for these upstream gradients, one a row of the batch, from the rows' states of an earlier pass.
     Gradients { states: &'a [RowState], upstream: &'a [f64] },
 }
@@ -579,7 +579,7 @@ where
         let factor = self.targets.reduction_factor();
         let (states, upstream) = match pass {
             Pass::Loss => return None,
-            Pass::OnePass => (states, None),
+            Pass::LossAndGradients => (states, None),
             Pass::Gradients { states, upstream } => (states, Some(upstream)),
         };
         let mut constants = RowConstants::with_capacity(rows.len());
