@@ -11,11 +11,13 @@
 //!
 //! How a problem is cut ([`Plan`]) depends on its sizes alone, and every sum has a fixed order: the bits do not depend on the threads.
 
+mod norm;
 mod numeric;
 mod plan;
 mod product;
 mod rows;
 mod sweep;
+mod view;
 mod workspace;
 
 use std::cell::RefCell;
@@ -31,14 +33,13 @@ pub(crate) use workspace::WorkspacePool;
 use crate::error::{Error, Result};
 use crate::loss::Params;
 use crate::problem::{Problem, TargetRow, Targets};
+use norm::{Norm, normalize, sigma};
 use numeric::{Element, Real};
 use plan::Plan;
 use product::{Matrix, product};
 use rows::Accumulated;
 use sweep::{Logit, RowConstants, Statistics};
-
-/// Rows shorter than this are divided by it, and their gradient has no projection.
-const SHORTEST: f64 = 1e-12;
+use view::Rows;
 
 /// Rows handed out together where rows are independent.
 const PIECE: usize = 16;
@@ -147,92 +148,6 @@ impl<E: Element> candle_core::InplaceOp1 for Write<'_, E> {
     }
 }
 
-/// The rows of a strided (rows, cols) tensor.
-#[derive(Debug, Clone, Copy)]
-struct Rows<'a, E> {
-    data: &'a [E],
-    offset: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-impl<'a, E: Element> Rows<'a, E> {
-    fn new(data: &'a [E], layout: &Layout) -> Self {
-        let stride = layout.stride();
-        Self {
-            data,
-            offset: layout.start_offset(),
-            cols: layout.dims()[1],
-            row_stride: stride[0],
-            col_stride: stride[1],
-        }
-    }
-
-    /// Widens row `row` into `out`.
-    fn widen_row(&self, row: usize, out: &mut [E::Acc]) {
-        let start = self.offset + row * self.row_stride;
-        if self.col_stride == 1 {
-            E::widen_slice(&self.data[start..start + self.cols], out);
-        } else {
-            for (d, out) in out.iter_mut().enumerate() {
-                *out = self.data[start + d * self.col_stride].widen();
-            }
-        }
-    }
-
-    /// Rows from `row` on, where they can be read as they are: (slice, row stride).
-    fn borrow(&self, row: usize) -> Option<(&'a [E::Acc], usize)> {
-        if self.col_stride != 1 {
-            return None;
-        }
-        Some((E::as_acc(&self.data[self.offset + row * self.row_stride..])?, self.row_stride))
-    }
-}
-
-/// A row's norm, as what its elements are multiplied by.
-#[derive(Debug, Clone, Copy)]
-struct Norm {
-    /// 1 / max(‖row‖, 1e-12)
-    inverse: f64,
-    /// Longer than 1e-12: the derivative of the normalisation has its projection.
-    projects: bool,
-    /// Too long for products before the division.
-    long: bool,
-}
-
-impl Norm {
-    #[inline(always)]
-    fn of<T: Real>(row: &[T]) -> Self {
-        let squares = sweep::sum_of_squares(row).f64();
-        let norm = if T::SAFE_SQUARES.contains(&squares) { squares.sqrt() } else { careful_norm(row) };
-        let short = norm < SHORTEST; // false for NaN, which stays
-        Self { inverse: 1.0 / if short { SHORTEST } else { norm }, projects: !short, long: norm > T::LONGEST }
-    }
-}
-
-/// The norm of a row whose squares overflow or underflow.
-#[cold]
-fn careful_norm<T: Real>(row: &[T]) -> f64 {
-    let largest = row.iter().fold(0.0, |largest: f64, v| if v.f64().abs() > largest { v.f64().abs() } else { largest });
-    if largest == 0.0 || largest.is_infinite() {
-        // All zero, infinite, or nothing but NaN and zero.
-        return if row.iter().any(|v| v.f64().is_nan()) { f64::NAN } else { largest };
-    }
-    largest * row.iter().map(|v| (v.f64() / largest).powi(2)).sum::<f64>().sqrt()
-}
-
-/// Multiplies a row by its inverse norm.
-#[inline(always)]
-fn normalize<T: Real>(row: &mut [T], norm: Norm) {
-    if norm.long {
-        // 1/‖row‖ may be subnormal in T.
-        row.iter_mut().for_each(|v| *v = T::of(v.f64() * norm.inverse));
-    } else {
-        sweep::scale(row, T::of(norm.inverse));
-    }
-}
-
 /// A block of rows, made ready: step 1.
 struct Block<'b, T> {
     rows: &'b [TargetRow],
@@ -289,12 +204,6 @@ impl<'t, T: Real> Tile<'t, T> {
     fn row(&self, j: usize, d: usize) -> &'t [T] {
         &self.data[j * self.row_stride..][..d]
     }
-}
-
-/// σ: what a tile's row lacks to be ŵ.
-#[inline(always)]
-fn sigma<T: Real>(norm: Norm) -> T {
-    if norm.long { T::ONE } else { T::of(norm.inverse) }
 }
 
 impl<'a, X, W> Call<'a, X, W>
@@ -733,11 +642,12 @@ where
     fn write_features(&self, block: &Block<X::Acc>, sums: &[X::Acc], row_dots: &[X::Acc], dx: &mut [X]) {
         let (d, rows) = (self.d, block.rows.len());
         let lane_len = self.plan.rows * d;
+        let (first, last) = (block.rows[0].row, block.rows[rows - 1].row);
         let mut wanted = block.rows.iter().enumerate().peekable();
-        let mut outs: Vec<(usize, &mut [X])> = dx
+        let mut outs: Vec<(usize, &mut [X])> = dx[first * d..(last + 1) * d]
             .chunks_exact_mut(d)
-            .enumerate()
-            .filter_map(|(n, out)| wanted.next_if(|(_, target)| target.row == n).map(|(i, _)| (i, out)))
+            .zip(first..)
+            .filter_map(|(out, n)| wanted.next_if(|(_, target)| target.row == n).map(|(i, _)| (i, out)))
             .collect();
         self.each(outs.chunks_mut(PIECE).collect(), |outs| {
             self.arch.dispatch(

@@ -1,0 +1,56 @@
+//! Norms of rows, whatever their size.
+
+use super::numeric::Real;
+use super::sweep;
+
+/// Rows shorter than this are divided by it, and their gradient has no projection.
+const SHORTEST: f64 = 1e-12;
+
+/// A row's norm, as what its elements are multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Norm {
+    /// 1 / max(‖row‖, 1e-12)
+    pub inverse: f64,
+    /// Longer than 1e-12: the derivative of the normalisation has its projection.
+    pub projects: bool,
+    /// Too long for products before the division.
+    pub long: bool,
+}
+
+impl Norm {
+    #[inline(always)]
+    pub fn of<T: Real>(row: &[T]) -> Self {
+        let squares = sweep::sum_of_squares(row).f64();
+        let norm = if T::SAFE_SQUARES.contains(&squares) { squares.sqrt() } else { careful_norm(row) };
+        let short = norm < SHORTEST; // false for NaN, which stays
+        Self { inverse: 1.0 / if short { SHORTEST } else { norm }, projects: !short, long: norm > T::LONGEST }
+    }
+}
+
+/// The norm of a row whose squares overflow or underflow.
+#[cold]
+fn careful_norm<T: Real>(row: &[T]) -> f64 {
+    let largest = row.iter().fold(0.0, |largest: f64, v| if v.f64().abs() > largest { v.f64().abs() } else { largest });
+    if largest == 0.0 || largest.is_infinite() {
+        // All zero, infinite, or nothing but NaN and zero.
+        return if row.iter().any(|v| v.f64().is_nan()) { f64::NAN } else { largest };
+    }
+    largest * row.iter().map(|v| (v.f64() / largest).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Multiplies a row by its inverse norm.
+#[inline(always)]
+pub(super) fn normalize<T: Real>(row: &mut [T], norm: Norm) {
+    if norm.long {
+        // 1/‖row‖ may be subnormal in T.
+        row.iter_mut().for_each(|v| *v = T::of(v.f64() * norm.inverse));
+    } else {
+        sweep::scale(row, T::of(norm.inverse));
+    }
+}
+
+/// σ: what a tile's row lacks to be ŵ.
+#[inline(always)]
+pub(super) fn sigma<T: Real>(norm: Norm) -> T {
+    if norm.long { T::ONE } else { T::of(norm.inverse) }
+}
