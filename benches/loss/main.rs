@@ -6,7 +6,7 @@
 //! - in rounds of this program's own, all ways one after the other in each round. The machine's speed drifts, so ratios are taken
 //!   within a round and their median over the rounds is what the table shows.
 //!
-//! The table goes to the terminal; with `MARGIN_LOSS_RECORD=1` also to `benches/RESULTS.md` and `benches/results.json`. A filter, or
+//! Ways that take longer than half a second are timed in the rounds only. The table goes to the terminal; with `MARGIN_LOSS_RECORD=1` also to `benches/RESULTS.md` and `benches/results.json`. A filter, or
 //! any other argument that is not a flag, leaves it out. `-- --test` runs every way once on the small sizes, checks included, without a table.
 //!
 //! Threads: as many as rayon has, all cores by default; `RAYON_NUM_THREADS=2` is what the targets are stated for.
@@ -41,9 +41,11 @@ const GROWING_ROWS: (usize, usize) = (1024, 4096);
 
 /// Rounds of a table, and fewer where one takes long.
 const ROUNDS: usize = 15;
-const FEWEST_ROUNDS: usize = 9;
+const FEWEST_ROUNDS: usize = 7;
 /// What the rounds of one case should take together, where that allows for more than the fewest.
-const ROUNDS_TIME: Duration = Duration::from_secs(12);
+const ROUNDS_TIME: Duration = Duration::from_secs(10);
+/// What takes longer, in milliseconds, is left to the rounds: criterion takes ten samples at least.
+const LONGEST_FOR_CRITERION: f64 = 500.0;
 /// What one way should take in one round: short ones are repeated.
 const TURN: Duration = Duration::from_millis(20);
 
@@ -100,6 +102,7 @@ fn main() -> Result<()> {
     for &(n, c, d) in sizes {
         for dtype in DTYPES {
             let mut case = Case::new(n, c, d, dtype)?;
+            let mut left_out = Vec::new();
             if mode != Mode::List {
                 let errors = case.check()?;
                 let memory = case.extra_memory()?;
@@ -108,10 +111,11 @@ fn main() -> Result<()> {
                     let mut of_case = CaseRecord::new(&case, errors, memory);
                     rounds(&mut case, &mut of_case)?;
                     println!("{}", of_case.line());
+                    left_out.extend(Way::ALL.into_iter().filter(|&way| of_case.ms(way) > LONGEST_FOR_CRITERION));
                     record.cases.push(of_case);
                 }
             }
-            run_criterion(&mut criterion, &mut case)?;
+            run_criterion(&mut criterion, &mut case, &left_out)?;
         }
     }
     if matches!(mode, Mode::Full | Mode::Test) {
@@ -164,7 +168,7 @@ fn time(case: &mut Case, way: Way, repetitions: usize) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64() / repetitions as f64)
 }
 
-fn run_criterion(criterion: &mut Criterion, case: &mut Case) -> Result<()> {
+fn run_criterion(criterion: &mut Criterion, case: &mut Case, left_out: &[Way]) -> Result<()> {
     let product = 2 * (case.n * case.c * case.d) as u64; // flop
     for (name, ways, products) in [("forward", Way::FORWARD, 1), ("forward+backward", Way::FORWARD_BACKWARD, 3)] {
         let mut group = criterion.benchmark_group(format!("{name}/{}", case.dtype.as_str()));
@@ -172,7 +176,7 @@ fn run_criterion(criterion: &mut Criterion, case: &mut Case) -> Result<()> {
         if product > 100_000_000 {
             group.sampling_mode(SamplingMode::Flat);
         }
-        for &way in ways {
+        for &way in ways.iter().filter(|way| !left_out.contains(way)) {
             group.bench_function(BenchmarkId::new(way.name(), case.size()), |bencher| {
                 bencher.iter(|| case.run(way).expect("ran when it was checked"));
             });

@@ -4,6 +4,7 @@
 //! allocator too: it would touch every page of a fresh gradient twice.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};
 
 use candle_core::DType;
@@ -72,19 +73,21 @@ pub fn measure<R>(work: impl FnOnce() -> R) -> (R, isize, isize) {
     (result, PEAK.load(Relaxed), LIVE.load(Relaxed))
 }
 
-/// Makes every thread allocate the buffer that `gemm` packs into and keeps, one a thread; gives their bytes. Later peaks lack them.
+/// Makes every thread allocate the buffer that `gemm` packs into and keeps, so that no later peak has it by chance; gives the bytes of those of
+/// rayon's threads, where the large products run.
 pub fn gemm_slabs() -> isize {
     fn use_slab() {
         let (m, n, k) = (2048, 16, 512);
         let (lhs, rhs, mut dst) = (vec![1.0; m * k], vec![1.0; k * n], vec![0.0; m * n]);
         product(&mut dst, (m, n, k), (&lhs, [k, 1]), (&rhs, [n, 1]), Parallelism::None);
     }
-    rayon::broadcast(|_| {}); // threads are not what is counted
-    let ((), _, kept) = measure(|| {
+    static BYTES: OnceLock<isize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
         use_slab();
-        rayon::broadcast(|_| use_slab());
-    });
-    kept
+        rayon::broadcast(|_| {}); // the threads themselves are not counted
+        let (_, _, kept) = measure(|| drop(rayon::broadcast(|_| use_slab())));
+        kept
+    })
 }
 
 /// Extra memory of the loss and both gradients with gradient tensors kept, of a problem too large for its logits to fit the workspace.

@@ -70,7 +70,8 @@ impl CaseRecord {
         (self.n, self.c, self.d)
     }
 
-    fn ms(&self, way: Way) -> f64 {
+    /// The median over the rounds.
+    pub fn ms(&self, way: Way) -> f64 {
         median(self.milliseconds[way.name()].clone())
     }
 
@@ -145,7 +146,7 @@ struct Machine {
 #[derive(Debug, Serialize)]
 pub struct Record {
     machine: Machine,
-    /// Bytes that `gemm` keeps to pack into, all threads together; part of every extra_bytes below
+    /// Bytes that `gemm` keeps to pack into, on all of rayon's threads together; part of every extra_bytes
     gemm_slab_bytes: isize,
     pub cases: Vec<CaseRecord>,
     pub growth: Vec<Growth>,
@@ -159,13 +160,6 @@ impl Record {
     /// Prints the table, and keeps it with the numbers behind it if `keep`.
     pub fn finish(mut self, keep: bool) -> Result<()> {
         self.machine.load.1 = load();
-        for case in &mut self.cases {
-            case.extra_bytes.values_mut().for_each(|bytes| *bytes += self.gemm_slab_bytes);
-        }
-        for growth in &mut self.growth {
-            growth.extra_bytes.0 += self.gemm_slab_bytes;
-            growth.extra_bytes.1 += self.gemm_slab_bytes;
-        }
         let table = self.markdown()?;
         println!("\n{table}");
         if keep {
@@ -261,8 +255,8 @@ impl Record {
         }
         writeln!(
             out,
-            "\nA new C×D gradient costs its page faults, and Candle's `backward` writes it three more times (zeros, a sum, the result) and holds \
-             those copies: what `loss_and_grads_into` is there to spare.\n"
+            "\nWhat `loss_and_grads_into` spares: a new C×D gradient costs its page faults at every step, and Candle's `backward` adds it to one of zeros \
+             into a third, so two more tensors of its size are there at the peak. Those count as extra memory here.\n"
         )?;
         Ok(())
     }
@@ -294,8 +288,8 @@ impl Record {
         writeln!(
             out,
             "## Extra memory\n\nMB (10⁶ bytes) at the peak of a first call, beyond inputs, outputs and one dX and dW: all that is allocated \
-             while it runs, the workspace that is kept afterwards and what `gemm` packs included. {} MB of each is what `gemm` keeps \
-             a thread, once a process.\n",
+             while it runs, the workspace that is kept afterwards and what `gemm` packs included. {} MB of each are the \
+             buffers that `gemm` keeps for its threads, once a process.\n",
             megabytes(self.gemm_slab_bytes)
         )?;
         writeln!(
