@@ -17,7 +17,7 @@ const LANE_CLASSES: usize = 256;
 /// Multiply-adds below which a problem is not worth waking threads for.
 const SEQUENTIAL_WORK: usize = 1 << 20;
 /// What `gemm` packs its operands into, beside the workspace, is left this share of the budget.
-const PACKING_SHARE: usize = 8;
+const PACKING_SHARE: usize = 6;
 
 /// Blocks of rows against ranges of classes; a range's classes dealt to lanes, a lane's worked off in tiles.
 ///

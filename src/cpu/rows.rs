@@ -106,8 +106,8 @@ impl RowState {
         let classes = params.classes as f64;
         let away = sigmoid(self.delta); // 1 − p_y, with no subtraction
         out.max.push(T::of(self.max));
-        // C = 1 has no other class to share `away`.
-        out.factor.push(T::of(if self.sum == 0.0 { 0.0 } else { coefficient * away / self.sum }));
+        // NaN for C = 1, where no class but the target is there to take it.
+        out.factor.push(T::of(coefficient * away / self.sum));
         out.uniform.push(T::of(coefficient * alpha / classes));
         out.target.push(T::of(coefficient * self.dpsi * (alpha * (1.0 - 1.0 / classes) - away)));
     }
