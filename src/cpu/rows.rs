@@ -115,8 +115,7 @@ impl RowState {
 
 /// ln(1 + e^x)
 fn softplus(x: f64) -> f64 {
-    // max(x, 0) would turn NaN into 0.
-    (if x < 0.0 { 0.0 } else { x }) + (-x.abs()).exp().ln_1p()
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 /// 1 / (1 + e^−x)
