@@ -83,6 +83,18 @@ fn peak_memory_is_the_budget() -> Result<()> {
             assert!(used <= budget + tables, "{used} bytes: {}", report.last().unwrap());
         }
     }
+    // A frozen argument costs nothing: no gradient of it is ever made.
+    let (n, c, d) = (64, 8142, 2048);
+    let Setup { x, w, y } = setup(n, c, d, DType::F32)?;
+    let x = Var::from_tensor(&x)?;
+    for reduction in [Reduction::Mean, Reduction::None] {
+        let loss = MarginLoss::builder(c).reduction(reduction).workspace_bytes(8 * MIB).build()?;
+        let used = peak(|| {
+            loss.forward(&x, &w, &y)?.sum_all()?.backward()?;
+            Ok(())
+        })?;
+        assert!(used < 16 * MIB, "{used} bytes with W frozen, {} of them its gradient's size", 4 * c * d);
+    }
     println!("{}", report.join("\n"));
     Ok(())
 }
