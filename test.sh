@@ -7,6 +7,16 @@ skipped=""
 skip() { skipped="$skipped
   $1: $2"; }
 
+# The emulator's kernels are compiled by nvcc: what CUDA_HOME or the PATH has, or what PyPI brings (about 280 MB, once, into target/).
+if [ -z "${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null 2>&1; then
+    if CUDA_HOME=$(sh tests/emulator/toolkit.sh); then
+        export CUDA_HOME
+    else
+        unset CUDA_HOME
+        skip "tests/emulator/tests/kernels.rs" "no nvcc, and it could not be installed (see above)"
+    fi
+fi
+
 cargo test --release --workspace
 
 # The PyTorch reference, where some python3 has torch: it is large, and its golden cases are committed.

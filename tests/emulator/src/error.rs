@@ -1,0 +1,158 @@
+//! Why a module does not load or a launch does not run.
+
+/// An error, with the place it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Text that is not PTX.
+    #[error("PTX line {line}: {message}")]
+    Syntax {
+        /// The line of the text, from 1
+        line: u32,
+        /// What is wrong with it
+        message: String,
+    },
+    /// An instruction or operand that the interpreter does not know.
+    #[error("PTX line {line}: unsupported: {text}")]
+    Unsupported {
+        /// The line of the text, from 1
+        line: u32,
+        /// The instruction
+        text: String,
+    },
+    /// A name that is not defined.
+    #[error("{0}")]
+    NotFound(String),
+    /// A launch that the device refuses.
+    #[error("invalid launch: {0}")]
+    Launch(String),
+    /// A fault of the running kernel.
+    #[error("{0}")]
+    Fault(Box<Fault>),
+    /// A use of device memory by the host that is out of bounds or of freed memory.
+    #[error("host access: {0}")]
+    Host(String),
+}
+
+impl Error {
+    pub(crate) fn syntax(line: u32, message: impl Into<String>) -> Self {
+        Error::Syntax { line, message: message.into() }
+    }
+}
+
+/// A fault, and where it happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The kernel
+    pub kernel: String,
+    /// The block's index, x y z
+    pub block: [u32; 3],
+    /// The thread's index in its block, x y z
+    pub thread: [u32; 3],
+    /// The instruction, as the PTX has it
+    pub instruction: String,
+    /// Its line in the PTX text
+    pub ptx_line: u32,
+    /// The file and line of the source, where `-lineinfo` gave it
+    pub source: Option<(String, u32)>,
+    /// What went wrong
+    pub kind: FaultKind,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// An access outside of every allocation, or of a space's size.
+    OutOfBounds {
+        /// The space
+        space: &'static str,
+        /// The address
+        address: u64,
+        /// The access's bytes
+        size: usize,
+        /// The allocation it is near to, if any
+        near: Option<String>,
+    },
+    /// An address that is not a multiple of the access's size.
+    Misaligned {
+        /// The address
+        address: u64,
+        /// The access's bytes
+        size: usize,
+    },
+    /// An access to memory that was freed.
+    UseAfterFree {
+        /// The address
+        address: u64,
+    },
+    /// A read of memory that nobody has written.
+    Uninitialised {
+        /// The space
+        space: &'static str,
+        /// The address
+        address: u64,
+    },
+    /// Two threads of a block touch the same shared bytes between barriers, one of them writing.
+    SharedRace {
+        /// The address in shared memory
+        address: u64,
+        /// The other thread's rank in its block
+        other: u32,
+    },
+    /// A barrier that some threads of the block can no longer reach.
+    Barrier(String),
+    /// No thread can go on.
+    Deadlock(String),
+    /// `trap`, or a failed assertion.
+    Trap,
+    /// An instruction that the interpreter does not know was reached.
+    Unsupported,
+}
+
+impl std::fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FaultKind::OutOfBounds { space, address, size, near } => {
+                write!(f, "{size} bytes of {space} memory out of bounds at {address:#x}")?;
+                match near {
+                    Some(near) => write!(f, " ({near})"),
+                    None => Ok(()),
+                }
+            }
+            FaultKind::Misaligned { address, size } => {
+                write!(f, "misaligned access of {size} bytes at {address:#x}")
+            }
+            FaultKind::UseAfterFree { address } => {
+                write!(f, "access to freed memory at {address:#x}")
+            }
+            FaultKind::Uninitialised { space, address } => {
+                write!(f, "read of {space} memory never written, at {address:#x}")
+            }
+            FaultKind::SharedRace { address, other } => {
+                write!(f, "race in shared memory at {address:#x} with thread {other} of the block")
+            }
+            FaultKind::Barrier(message) => write!(f, "barrier: {message}"),
+            FaultKind::Deadlock(message) => write!(f, "deadlock: {message}"),
+            FaultKind::Trap => write!(f, "trap"),
+            FaultKind::Unsupported => {
+                write!(f, "an instruction that the interpreter does not know")
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [bx, by, bz] = self.block;
+        let [tx, ty, tz] = self.thread;
+        write!(f, "{} in kernel {}, block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})", self.kind, self.kernel)?;
+        if let Some((file, line)) = &self.source {
+            write!(f, ", {file}:{line}")?;
+        }
+        write!(f, ", PTX line {}: {}", self.ptx_line, self.instruction)
+    }
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,978 @@
+//! The syntax tree of one kernel to its decoded form: dense registers, resolved branches, operations as functions over lanes.
+//!
+//! Calls are inlined: a call site gets its own copy of the callee with registers of its own, so that a kernel is one flat list of
+//! instructions and a warp's divergence is a set of program counters. Recursion and calls through pointers are refused.
+
+use std::collections::HashMap;
+
+use crate::error::{Error, Result};
+use crate::lanes::{self, Compare, Op32, Op64};
+use crate::syntax::{Function, Instruction, Operand, Source, Space, Statement, Type, Variable};
+
+/// Deepest nesting of calls.
+const MOST_CALLS: usize = 64;
+
+/// A special register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Special {
+    Tid(usize),
+    Ntid(usize),
+    Ctaid(usize),
+    Nctaid(usize),
+    LaneId,
+    WarpId,
+    NumWarps,
+    LaneMask(LaneMask),
+    SmId,
+    NumSms,
+    GridId,
+    Clock,
+    DynamicSharedSize,
+    TotalSharedSize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LaneMask {
+    Eq,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Src {
+    R32(u32),
+    R64(u32),
+    Imm(u64),
+    Special(Special),
+}
+
+/// Where a value goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dst {
+    R32(u32),
+    R64(u32),
+    /// `_`
+    None,
+}
+
+/// A predicate operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pred {
+    pub register: u32,
+    pub negated: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Logic {
+    And,
+    Or,
+    Xor,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Atomic {
+    Add,
+    FloatAdd,
+    Min,
+    Max,
+    And,
+    Or,
+    Xor,
+    Exchange,
+    CompareAndSwap,
+    Increment,
+    Decrement,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shuffle {
+    Up,
+    Down,
+    Butterfly,
+    Index,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vote {
+    All,
+    Any,
+    Uniform,
+    Ballot,
+}
+
+/// An address: a space, a base and an offset.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Place {
+    /// `None` for a generic address
+    pub space: Option<Space>,
+    pub base: Option<Src>,
+    pub offset: i64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Kind {
+    /// `flush`: subnormal operands and results are zero
+    Op32 {
+        op: Op32,
+        dst: Dst,
+        src: [Src; 3],
+        flush: bool,
+    },
+    Op64 {
+        op: Op64,
+        dst: Dst,
+        src: [Src; 3],
+    },
+    Convert {
+        modifiers: Vec<String>,
+        to: Type,
+        from: Type,
+        dst: Dst,
+        src: Src,
+    },
+    Bfi {
+        width: u64,
+        dst: Dst,
+        src: [Src; 4],
+    },
+    Lop3 {
+        dst: Dst,
+        src: [Src; 3],
+        table: u32,
+    },
+    Compare {
+        op: Compare,
+        flush: bool,
+        p: Option<u32>,
+        q: Option<u32>,
+        src: [Src; 2],
+        with: Option<(Logic, Pred)>,
+    },
+    /// The lanes where it holds get all ones, or 1.0
+    Set {
+        op: Compare,
+        flush: bool,
+        float: bool,
+        dst: Dst,
+        src: [Src; 2],
+    },
+    Select {
+        wide: bool,
+        dst: Dst,
+        src: [Src; 2],
+        by: Pred,
+    },
+    Logic {
+        op: Option<Logic>,
+        dst: u32,
+        src: [Option<Pred>; 2],
+        invert: bool,
+        value: bool,
+    },
+    Pack {
+        dst: Dst,
+        parts: Vec<Src>,
+        bits: u32,
+    },
+    Unpack {
+        dst: Vec<Dst>,
+        src: Src,
+        bits: u32,
+    },
+    Load {
+        place: Place,
+        ty: Type,
+        dst: Vec<Dst>,
+    },
+    Store {
+        place: Place,
+        ty: Type,
+        src: Vec<Src>,
+    },
+    Atomic {
+        op: Atomic,
+        place: Place,
+        ty: Type,
+        dst: Dst,
+        src: [Src; 2],
+    },
+    ToGeneric {
+        space: Space,
+        dst: Dst,
+        src: Src,
+        back: bool,
+    },
+    Branch {
+        target: u32,
+    },
+    Exit,
+    Barrier {
+        id: Src,
+        threads: Option<Src>,
+    },
+    WarpBarrier {
+        mask: Src,
+    },
+    Shuffle {
+        mode: Shuffle,
+        dst: Dst,
+        valid: Option<u32>,
+        src: [Src; 3],
+        mask: Src,
+    },
+    Vote {
+        mode: Vote,
+        p: Option<u32>,
+        dst: Dst,
+        by: Pred,
+        mask: Src,
+    },
+    ActiveMask {
+        dst: Dst,
+    },
+    Fence,
+    Nothing,
+    Trap,
+    Unsupported,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Inst {
+    pub guard: Option<Pred>,
+    pub kind: Kind,
+    /// Index into [`Kernel::origins`]
+    pub origin: u32,
+}
+
+/// What an instruction was.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub text: String,
+    pub line: u32,
+    pub location: Option<(u32, u32)>,
+}
+
+/// A kernel, decoded.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// Its name
+    pub name: String,
+    pub(crate) code: Vec<Inst>,
+    pub(crate) origins: Vec<Origin>,
+    pub(crate) r32: usize,
+    pub(crate) r64: usize,
+    pub(crate) predicates: usize,
+    /// Bytes a thread
+    pub(crate) local: usize,
+    /// Bytes of static shared memory; dynamic shared memory starts after it
+    pub(crate) shared: usize,
+    /// Offset and size of each parameter
+    pub parameters: Vec<(usize, usize)>,
+    /// Most threads a block, from `.maxntid` or `.reqntid`
+    pub most_threads: Option<u64>,
+}
+
+impl Kernel {
+    /// The instructions that would stop it, were they reached: PTX line and text.
+    pub fn unsupported(&self) -> impl Iterator<Item = (u32, &str)> {
+        let unknown = self.code.iter().filter(|inst| matches!(inst.kind, Kind::Unsupported));
+        unknown.map(|inst| {
+            let origin = &self.origins[inst.origin as usize];
+            (origin.line, origin.text.as_str())
+        })
+    }
+}
+
+/// Text of an instruction, for messages.
+fn text(instruction: &Instruction) -> String {
+    fn operand(o: &Operand) -> String {
+        let list = |parts: &[Operand]| parts.iter().map(operand).collect::<Vec<_>>().join(", ");
+        match o {
+            Operand::Name(name) => name.clone(),
+            Operand::Not(name) => format!("!{name}"),
+            Operand::Integer(value) => value.to_string(),
+            Operand::F32(bits) => format!("0f{bits:08X}"),
+            Operand::F64(bits) => format!("0d{bits:016X}"),
+            Operand::Address(None, offset) => format!("[{offset}]"),
+            Operand::Address(Some(base), 0) => format!("[{base}]"),
+            Operand::Address(Some(base), offset) => format!("[{base}+{offset}]"),
+            Operand::Vector(parts) => format!("{{{}}}", list(parts)),
+            Operand::List(parts) => format!("({})", list(parts)),
+            Operand::Pair(a, b) => format!("{a}|{b}"),
+        }
+    }
+    let guard = match &instruction.guard {
+        Some((p, negated)) => format!("@{}{p} ", if *negated { "!" } else { "" }),
+        None => String::new(),
+    };
+    let operands: Vec<_> = instruction.operands.iter().map(operand).collect();
+    format!("{guard}{} {}", instruction.opcode.join("."), operands.join(", ")).trim_end().to_string()
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Meaning {
+    R32(u32),
+    R64(u32),
+    Predicate(u32),
+    /// An address in a space
+    Address(Space, u64),
+    /// A kernel's parameter, at an offset
+    Parameter(usize),
+}
+
+struct Decoder<'s> {
+    source: &'s Source,
+    /// Addresses of the module's variables
+    variables: &'s HashMap<String, (Space, u64)>,
+    kernel: Kernel,
+    scopes: Vec<HashMap<String, Meaning>>,
+    /// Labels of each call's body that is being decoded
+    labels: Vec<HashMap<String, u32>>,
+    /// Branches to labels not yet seen: instruction and label
+    pending: Vec<Vec<(usize, String, u32)>>,
+    /// Branches to the end of the inlined body
+    returns: Vec<Vec<usize>>,
+}
+
+/// Decodes the kernel `name`. `variables` are the addresses of the module's variables in memory.
+pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (Space, u64)>) -> Result<Kernel> {
+    let function = source.functions.iter().find(|f| f.entry && f.name == name);
+    let Some((function, body)) = function.and_then(|f| f.body.as_ref().map(|body| (f, body))) else {
+        return Err(Error::NotFound(format!("no kernel {name} in the module")));
+    };
+    let limit = |wanted: &str| {
+        let numbers = function.directives.iter().find(|(d, _)| d == wanted).map(|(_, numbers)| numbers);
+        numbers.map(|numbers| numbers.iter().product::<u64>())
+    };
+    let kernel = Kernel {
+        name: name.into(),
+        code: Vec::new(),
+        origins: Vec::new(),
+        r32: 0,
+        r64: 0,
+        predicates: 0,
+        local: 0,
+        shared: 0,
+        parameters: Vec::new(),
+        most_threads: limit(".reqntid").or(limit(".maxntid")),
+    };
+    let mut decoder = Decoder {
+        source,
+        variables,
+        kernel,
+        scopes: vec![HashMap::new()],
+        labels: vec![HashMap::new()],
+        pending: vec![Vec::new()],
+        returns: Vec::new(),
+    };
+    // Static shared memory of the module, then that of the body; `.extern` arrays start where both end.
+    for variable in source.variables.iter().filter(|v| v.space == Space::Shared && v.size > 0) {
+        decoder.declare(variable);
+    }
+    let mut offset = 0usize;
+    for parameter in &function.parameters {
+        offset = offset.next_multiple_of(parameter.align.max(1));
+        decoder.kernel.parameters.push((offset, parameter.size));
+        decoder.scopes[0].insert(parameter.name.clone(), Meaning::Parameter(offset));
+        offset += parameter.size;
+    }
+    decoder.shared_of(body, 0)?;
+    decoder.kernel.shared = decoder.kernel.shared.next_multiple_of(16);
+    for variable in source.variables.iter().filter(|v| v.space == Space::Shared && v.size == 0) {
+        let start = decoder.kernel.shared as u64;
+        decoder.scopes[0].insert(variable.name.clone(), Meaning::Address(Space::Shared, start));
+    }
+    decoder.body(body)?;
+    decoder.resolve()?;
+    decoder.push(None, Kind::Exit, 0);
+    Ok(decoder.kernel)
+}
+
+impl<'s> Decoder<'s> {
+    /// Declares the shared variables of a body and of the functions it calls, once each, ahead of the rest.
+    fn shared_of(&mut self, body: &'s [Statement], depth: usize) -> Result<()> {
+        if depth > MOST_CALLS {
+            return Err(Error::NotFound(format!("{} calls itself, or nests calls too deeply", self.kernel.name)));
+        }
+        for statement in body {
+            match statement {
+                Statement::Variable(variable) if variable.space == Space::Shared => self.declare(variable),
+                Statement::Scope(inner) => self.shared_of(inner, depth)?,
+                Statement::Instruction(instruction) if instruction.opcode[0] == "call" => {
+                    if let Some(callee) = self.callee(instruction)
+                        && let Some(body) = &callee.body
+                    {
+                        self.shared_of(body, depth + 1)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn callee(&self, instruction: &Instruction) -> Option<&'s Function> {
+        instruction.operands.iter().find_map(|operand| match operand {
+            Operand::Name(name) => self.source.functions.iter().find(|f| f.name == *name),
+            _ => None,
+        })
+    }
+
+    fn declare(&mut self, variable: &Variable) {
+        let place = |end: &mut usize| {
+            *end = end.next_multiple_of(variable.align.max(1));
+            let start = *end;
+            *end += variable.size;
+            start as u64
+        };
+        let meaning = match variable.space {
+            Space::Shared => {
+                // Functions called from two places share their variable.
+                if self.scopes[0].contains_key(&variable.name) {
+                    return;
+                }
+                let start = place(&mut self.kernel.shared);
+                self.scopes[0].insert(variable.name.clone(), Meaning::Address(Space::Shared, start));
+                return;
+            }
+            // Parameters of calls lie in the thread's own memory.
+            _ => Meaning::Address(Space::Local, place(&mut self.kernel.local)),
+        };
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.insert(variable.name.clone(), meaning);
+        }
+    }
+
+    fn meaning(&self, name: &str) -> Option<Meaning> {
+        if let Some(meaning) = self.scopes.iter().rev().find_map(|scope| scope.get(name)) {
+            return Some(*meaning);
+        }
+        self.variables.get(name).map(|&(space, address)| Meaning::Address(space, address))
+    }
+
+    fn register(&mut self, ty: Type) -> Meaning {
+        let next = |count: &mut usize| {
+            *count += 1;
+            (*count - 1) as u32
+        };
+        match ty {
+            Type::Pred => Meaning::Predicate(next(&mut self.kernel.predicates)),
+            _ if ty.size() == 8 => Meaning::R64(next(&mut self.kernel.r64)),
+            _ => Meaning::R32(next(&mut self.kernel.r32)),
+        }
+    }
+
+    fn push(&mut self, guard: Option<Pred>, kind: Kind, origin: u32) {
+        self.kernel.code.push(Inst { guard, kind, origin });
+    }
+
+    fn body(&mut self, body: &'s [Statement]) -> Result<()> {
+        for statement in body {
+            match statement {
+                Statement::Label(label) => {
+                    let here = self.kernel.code.len() as u32;
+                    if let Some(labels) = self.labels.last_mut() {
+                        labels.insert(label.clone(), here);
+                    }
+                }
+                Statement::Registers(ty, names) => {
+                    for (name, count) in names {
+                        let all: Vec<String> = match count {
+                            None => vec![name.clone()],
+                            Some(count) => (0..*count).map(|i| format!("{name}{i}")).collect(),
+                        };
+                        for name in all {
+                            let register = self.register(*ty);
+                            if let Some(scope) = self.scopes.last_mut() {
+                                scope.insert(name, register);
+                            }
+                        }
+                    }
+                }
+                Statement::Variable(variable) => self.declare(variable),
+                Statement::Scope(inner) => {
+                    self.scopes.push(HashMap::new());
+                    self.body(inner)?;
+                    self.scopes.pop();
+                }
+                Statement::Instruction(instruction) => self.instruction(instruction)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Points the pending branches of the innermost body at its labels.
+    fn resolve(&mut self) -> Result<()> {
+        let (labels, pending) = (self.labels.pop().unwrap_or_default(), self.pending.pop().unwrap_or_default());
+        for (at, label, line) in pending {
+            let Some(&to) = labels.get(&label) else {
+                return Err(Error::syntax(line, format!("no label {label}")));
+            };
+            if let Kind::Branch { target } = &mut self.kernel.code[at].kind {
+                *target = to;
+            }
+        }
+        Ok(())
+    }
+
+    fn special(name: &str) -> Option<Special> {
+        let axis = |name: &str| ["x", "y", "z"].iter().position(|axis| *axis == name);
+        let (base, part) = name.split_once('.').unwrap_or((name, ""));
+        Some(match base {
+            "%tid" => Special::Tid(axis(part)?),
+            "%ntid" => Special::Ntid(axis(part)?),
+            "%ctaid" => Special::Ctaid(axis(part)?),
+            "%nctaid" => Special::Nctaid(axis(part)?),
+            "%laneid" => Special::LaneId,
+            "%warpid" => Special::WarpId,
+            "%nwarpid" => Special::NumWarps,
+            "%lanemask_eq" => Special::LaneMask(LaneMask::Eq),
+            "%lanemask_lt" => Special::LaneMask(LaneMask::Lt),
+            "%lanemask_le" => Special::LaneMask(LaneMask::Le),
+            "%lanemask_gt" => Special::LaneMask(LaneMask::Gt),
+            "%lanemask_ge" => Special::LaneMask(LaneMask::Ge),
+            "%smid" => Special::SmId,
+            "%nsmid" => Special::NumSms,
+            "%gridid" => Special::GridId,
+            "%clock" | "%clock64" | "%clock_hi" | "%globaltimer" => Special::Clock,
+            "%dynamic_smem_size" => Special::DynamicSharedSize,
+            "%total_smem_size" => Special::TotalSharedSize,
+            "WARP_SZ" => return None,
+            _ => return None,
+        })
+    }
+
+    fn src(&self, operand: &Operand, ty: Type) -> Option<Src> {
+        Some(match operand {
+            Operand::Name(name) if name == "WARP_SZ" => Src::Imm(32),
+            Operand::Name(name) => match self.meaning(name) {
+                Some(Meaning::R32(r)) => Src::R32(r),
+                Some(Meaning::R64(r)) => Src::R64(r),
+                Some(Meaning::Address(_, address)) => Src::Imm(address),
+                Some(Meaning::Parameter(_) | Meaning::Predicate(_)) => return None,
+                None => Src::Special(Self::special(name)?),
+            },
+            Operand::Integer(value) => Src::Imm(match ty.size() {
+                4 => u64::from(*value as u32),
+                2 => u64::from(*value as u16),
+                _ => *value as u64,
+            }),
+            Operand::F32(bits) if ty == Type::F64 => Src::Imm(f64::from(f32::from_bits(*bits)).to_bits()),
+            Operand::F32(bits) => Src::Imm(u64::from(*bits)),
+            Operand::F64(bits) if ty == Type::F32 => Src::Imm(u64::from((f64::from_bits(*bits) as f32).to_bits())),
+            Operand::F64(bits) => Src::Imm(*bits),
+            _ => return None,
+        })
+    }
+
+    fn dst(&self, operand: &Operand) -> Option<Dst> {
+        match operand {
+            Operand::Name(name) if name == "_" => Some(Dst::None),
+            Operand::Name(name) => match self.meaning(name)? {
+                Meaning::R32(r) => Some(Dst::R32(r)),
+                Meaning::R64(r) => Some(Dst::R64(r)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn predicate(&self, operand: &Operand) -> Option<Pred> {
+        let (name, negated) = match operand {
+            Operand::Name(name) => (name, false),
+            Operand::Not(name) => (name, true),
+            _ => return None,
+        };
+        match self.meaning(name)? {
+            Meaning::Predicate(register) => Some(Pred { register, negated }),
+            _ => None,
+        }
+    }
+
+    fn place(&self, operand: &Operand, space: Option<Space>) -> Option<(Place, bool)> {
+        let Operand::Address(base, offset) = operand else {
+            return None;
+        };
+        let Some(name) = base else {
+            return Some((Place { space, base: None, offset: *offset }, false));
+        };
+        Some(match self.meaning(name)? {
+            Meaning::R32(r) => (Place { space, base: Some(Src::R32(r)), offset: *offset }, false),
+            Meaning::R64(r) => (Place { space, base: Some(Src::R64(r)), offset: *offset }, false),
+            Meaning::Parameter(start) => {
+                (Place { space: Some(Space::Param), base: None, offset: start as i64 + offset }, true)
+            }
+            Meaning::Address(actual, address) => {
+                // `ld.param` of a call's parameter, which lies in local memory.
+                let space = if space == Some(Space::Param) { Some(actual) } else { space };
+                (Place { space, base: None, offset: address as i64 + offset }, false)
+            }
+            Meaning::Predicate(_) => return None,
+        })
+    }
+
+    fn instruction(&mut self, instruction: &'s Instruction) -> Result<()> {
+        let origin = self.kernel.origins.len() as u32;
+        self.kernel.origins.push(Origin {
+            text: text(instruction),
+            line: instruction.line,
+            location: instruction.location,
+        });
+        let guard = match &instruction.guard {
+            None => None,
+            Some((name, negated)) => match self.meaning(name) {
+                Some(Meaning::Predicate(register)) => Some(Pred { register, negated: *negated }),
+                _ => {
+                    return Err(Error::syntax(instruction.line, format!("{name} is no predicate")));
+                }
+            },
+        };
+        match instruction.opcode[0].as_str() {
+            "call" => return self.call(instruction, guard, origin),
+            "ret" => {
+                if let Some(returns) = self.returns.last_mut() {
+                    returns.push(self.kernel.code.len());
+                    self.push(guard, Kind::Branch { target: 0 }, origin);
+                } else {
+                    self.push(guard, Kind::Exit, origin);
+                }
+                return Ok(());
+            }
+            "bra" => {
+                let Some(Operand::Name(label)) = instruction.operands.first() else {
+                    return Err(Error::syntax(instruction.line, "a branch without a label"));
+                };
+                let at = self.kernel.code.len();
+                if let Some(pending) = self.pending.last_mut() {
+                    pending.push((at, label.clone(), instruction.line));
+                }
+                self.push(guard, Kind::Branch { target: 0 }, origin);
+                return Ok(());
+            }
+            _ => {}
+        }
+        // What is not known is a fault of the launch that reaches it, not of the module that contains it.
+        let kind = self.kind(instruction).unwrap_or(Kind::Unsupported);
+        self.push(guard, kind, origin);
+        Ok(())
+    }
+
+    /// Inlines a call: `call (results), name, (arguments);`
+    fn call(&mut self, instruction: &'s Instruction, guard: Option<Pred>, origin: u32) -> Result<()> {
+        let Some(callee) = self.callee(instruction) else {
+            self.push(guard, Kind::Unsupported, origin);
+            return Ok(());
+        };
+        let Some(body) = &callee.body else {
+            // vprintf, assertions: what a device library would do is not modelled; a failed assertion stops the kernel.
+            let kind = if callee.name == "__assertfail" { Kind::Trap } else { Kind::Unsupported };
+            self.push(guard, kind, origin);
+            return Ok(());
+        };
+        if self.returns.len() > MOST_CALLS {
+            return Err(Error::NotFound(format!("{} calls itself, or nests calls too deeply", callee.name)));
+        }
+        // The callee sees its parameters and the module, not the caller's names: its scopes start anew.
+        let mut names: [Vec<String>; 2] = [Vec::new(), Vec::new()];
+        let mut list = 0;
+        for operand in &instruction.operands {
+            match operand {
+                Operand::List(parts) => {
+                    for part in parts {
+                        let Operand::Name(name) = part else {
+                            return Err(Error::Unsupported { line: instruction.line, text: text(instruction) });
+                        };
+                        names[list].push(name.clone());
+                    }
+                }
+                _ => list = 1,
+            }
+        }
+        let mut scope = HashMap::new();
+        for (formals, actuals) in [(&callee.results, &names[0]), (&callee.parameters, &names[1])] {
+            for (formal, actual) in formals.iter().zip(actuals) {
+                let Some(meaning) = self.meaning(actual) else {
+                    return Err(Error::syntax(instruction.line, format!("{actual} is not declared")));
+                };
+                scope.insert(formal.name.clone(), meaning);
+            }
+        }
+        let skip = self.kernel.code.len();
+        if let Some(guard) = guard {
+            // Lanes that do not call jump over the body.
+            self.push(Some(Pred { negated: !guard.negated, ..guard }), Kind::Branch { target: 0 }, origin);
+        }
+        let outer = std::mem::take(&mut self.scopes);
+        self.scopes = vec![outer[0].clone(), scope];
+        self.labels.push(HashMap::new());
+        self.pending.push(Vec::new());
+        self.returns.push(Vec::new());
+        self.body(body)?;
+        self.resolve()?;
+        let end = self.kernel.code.len() as u32;
+        for at in self.returns.pop().unwrap_or_default() {
+            self.kernel.code[at].kind = Kind::Branch { target: end };
+        }
+        if guard.is_some() {
+            self.kernel.code[skip].kind = Kind::Branch { target: end };
+        }
+        self.scopes = outer;
+        Ok(())
+    }
+
+    fn kind(&self, instruction: &Instruction) -> Option<Kind> {
+        let name = instruction.opcode[0].as_str();
+        let modifiers: Vec<&str> = instruction.opcode[1..].iter().map(String::as_str).collect();
+        let operands = &instruction.operands;
+        let types: Vec<Type> = modifiers.iter().filter_map(|m| Type::parse(m)).collect();
+        let ty = types.last().copied();
+        let has = |wanted: &str| modifiers.contains(&wanted);
+        let zero = Src::Imm(0);
+        let space = modifiers.iter().find_map(|m| {
+            Some(match m.split("::").next()? {
+                "global" => Space::Global,
+                "shared" => Space::Shared,
+                "local" => Space::Local,
+                "const" => Space::Const,
+                "param" => Space::Param,
+                _ => return None,
+            })
+        });
+        let vector = |operand: &Operand| -> Vec<Operand> {
+            match operand {
+                Operand::Vector(parts) => parts.clone(),
+                one => vec![one.clone()],
+            }
+        };
+        Some(match name {
+            "mov" | "cvta" if has("to") || name == "cvta" => Kind::ToGeneric {
+                space: space?,
+                dst: self.dst(&operands[0])?,
+                src: self.src(&operands[1], Type::Bits(8))?,
+                back: has("to"),
+            },
+            "mov" if ty? == Type::Pred => {
+                let value = matches!(operands[1], Operand::Integer(v) if v != 0);
+                Kind::Logic {
+                    op: None,
+                    dst: self.predicate(&operands[0])?.register,
+                    src: [self.predicate(&operands[1]), None],
+                    invert: false,
+                    value,
+                }
+            }
+            "mov" => match (&operands[0], &operands[1]) {
+                (Operand::Vector(parts), src) => {
+                    let dst: Option<Vec<Dst>> = parts.iter().map(|part| self.dst(part)).collect();
+                    Kind::Unpack { bits: (8 * ty?.size() / parts.len()) as u32, dst: dst?, src: self.src(src, ty?)? }
+                }
+                (dst, Operand::Vector(parts)) => {
+                    let bits = (8 * ty?.size() / parts.len()) as u32;
+                    let src: Option<Vec<Src>> =
+                        parts.iter().map(|part| self.src(part, Type::Bits((bits / 8) as u8))).collect();
+                    Kind::Pack { dst: self.dst(dst)?, parts: src?, bits }
+                }
+                (dst, src) => {
+                    let (dst, src) = (self.dst(dst)?, self.src(src, ty?)?);
+                    match ty?.size() {
+                        8 => Kind::Op64 { op: lanes::op64("mov", &[], ty?)?, dst, src: [src, zero, zero] },
+                        _ => {
+                            Kind::Op32 { op: lanes::op32("mov", &[], ty?)?, dst, src: [src, zero, zero], flush: false }
+                        }
+                    }
+                }
+            },
+            "ld" | "ldu" => {
+                let (place, _) = self.place(&operands[1], space)?;
+                let dst: Option<Vec<Dst>> = vector(&operands[0]).iter().map(|part| self.dst(part)).collect();
+                Kind::Load { place, ty: ty?, dst: dst? }
+            }
+            "st" => {
+                let (place, _) = self.place(&operands[0], space)?;
+                let src: Option<Vec<Src>> = vector(&operands[1]).iter().map(|part| self.src(part, ty?)).collect();
+                Kind::Store { place, ty: ty?, src: src? }
+            }
+            "atom" | "red" => {
+                let returns = usize::from(name == "atom");
+                let op = modifiers.iter().find_map(|m| {
+                    Some(match *m {
+                        "add" if matches!(ty, Some(Type::F32 | Type::F64)) => Atomic::FloatAdd,
+                        "add" => Atomic::Add,
+                        "min" => Atomic::Min,
+                        "max" => Atomic::Max,
+                        "and" => Atomic::And,
+                        "or" => Atomic::Or,
+                        "xor" => Atomic::Xor,
+                        "exch" => Atomic::Exchange,
+                        "cas" => Atomic::CompareAndSwap,
+                        "inc" => Atomic::Increment,
+                        "dec" => Atomic::Decrement,
+                        _ => return None,
+                    })
+                })?;
+                if !matches!(ty?.size(), 4 | 8) || matches!(ty?, Type::F16x2 | Type::Bf16x2) {
+                    return None;
+                }
+                let (place, _) = self.place(&operands[returns], space)?;
+                let dst = if returns == 1 { self.dst(&operands[0])? } else { Dst::None };
+                let second = operands.get(returns + 2).and_then(|o| self.src(o, ty?)).unwrap_or(zero);
+                Kind::Atomic { op, place, ty: ty?, dst, src: [self.src(&operands[returns + 1], ty?)?, second] }
+            }
+            "cvt" => {
+                let (&to, &from) = (types.first()?, types.get(1)?);
+                if types.len() != 2 || operands.len() != 2 {
+                    return None;
+                }
+                lanes::convert(&modifiers, to, from, 0)?; // known at all
+                let modifiers = instruction.opcode[1..].to_vec();
+                Kind::Convert { modifiers, to, from, dst: self.dst(&operands[0])?, src: self.src(&operands[1], from)? }
+            }
+            "setp" => {
+                let (p, q) = match &operands[0] {
+                    Operand::Pair(p, q) => (p.clone(), Some(q.clone())),
+                    Operand::Name(p) => (p.clone(), None),
+                    _ => return None,
+                };
+                let register = |name: &str| match self.meaning(name) {
+                    Some(Meaning::Predicate(register)) => Some(register),
+                    _ => None,
+                };
+                let op = lanes::compare(modifiers[0], ty?)?;
+                let with = match operands.get(3) {
+                    None => None,
+                    Some(by) => {
+                        let logic = modifiers.iter().find_map(|m| logic(m))?;
+                        Some((logic, self.predicate(by)?))
+                    }
+                };
+                let src = [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?];
+                Kind::Compare {
+                    op,
+                    flush: has("ftz") && ty? == Type::F32,
+                    p: register(&p),
+                    q: q.and_then(|q| register(&q)),
+                    src,
+                    with,
+                }
+            }
+            "set" if operands.len() == 3 => Kind::Set {
+                op: lanes::compare(modifiers[0], ty?)?,
+                flush: has("ftz") && ty? == Type::F32,
+                float: types[0] == Type::F32,
+                dst: self.dst(&operands[0])?,
+                src: [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?],
+            },
+            "selp" => Kind::Select {
+                wide: ty?.size() == 8,
+                dst: self.dst(&operands[0])?,
+                src: [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?],
+                by: self.predicate(&operands[3])?,
+            },
+            "and" | "or" | "xor" | "not" if ty? == Type::Pred => Kind::Logic {
+                op: logic(name),
+                dst: self.predicate(&operands[0])?.register,
+                src: [self.predicate(&operands[1]), operands.get(2).and_then(|o| self.predicate(o))],
+                invert: name == "not",
+                value: false,
+            },
+            "bfi" => {
+                let src = |i: usize, ty| self.src(&operands[i], ty);
+                let small = Type::Unsigned(4);
+                Kind::Bfi {
+                    width: 8 * ty?.size() as u64,
+                    dst: self.dst(&operands[0])?,
+                    src: [src(1, ty?)?, src(2, ty?)?, src(3, small)?, src(4, small)?],
+                }
+            }
+            "lop3" => {
+                let src = |i: usize| self.src(&operands[i], ty?);
+                let Operand::Integer(table) = operands[4] else {
+                    return None;
+                };
+                Kind::Lop3 { dst: self.dst(&operands[0])?, src: [src(1)?, src(2)?, src(3)?], table: table as u32 }
+            }
+            "bar" | "barrier" if has("warp") => Kind::WarpBarrier { mask: self.src(&operands[0], Type::Unsigned(4))? },
+            "bar" | "barrier" if has("sync") => {
+                let threads = operands.get(1).and_then(|o| self.src(o, Type::Unsigned(4)));
+                Kind::Barrier { id: self.src(&operands[0], Type::Unsigned(4))?, threads }
+            }
+            "membar" | "fence" => Kind::Fence,
+            "shfl" if has("sync") => {
+                let (dst, valid) = match &operands[0] {
+                    Operand::Pair(d, p) => {
+                        let p = self.predicate(&Operand::Name(p.clone()))?;
+                        (self.dst(&Operand::Name(d.clone()))?, Some(p.register))
+                    }
+                    d => (self.dst(d)?, None),
+                };
+                let mode = match modifiers[1] {
+                    "up" => Shuffle::Up,
+                    "down" => Shuffle::Down,
+                    "bfly" => Shuffle::Butterfly,
+                    "idx" => Shuffle::Index,
+                    _ => return None,
+                };
+                let src = |i: usize| self.src(&operands[i], Type::Unsigned(4));
+                Kind::Shuffle { mode, dst, valid, src: [src(1)?, src(2)?, src(3)?], mask: src(4)? }
+            }
+            "vote" if has("sync") => {
+                let mode = match modifiers[1] {
+                    "all" => Vote::All,
+                    "any" => Vote::Any,
+                    "uni" => Vote::Uniform,
+                    "ballot" => Vote::Ballot,
+                    _ => return None,
+                };
+                let (p, dst) = match mode {
+                    Vote::Ballot => (None, self.dst(&operands[0])?),
+                    _ => (Some(self.predicate(&operands[0])?.register), Dst::None),
+                };
+                Kind::Vote {
+                    mode,
+                    p,
+                    dst,
+                    by: self.predicate(&operands[1])?,
+                    mask: self.src(&operands[2], Type::Unsigned(4))?,
+                }
+            }
+            "activemask" => Kind::ActiveMask { dst: self.dst(&operands[0])? },
+            "exit" => Kind::Exit,
+            "trap" => Kind::Trap,
+            "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => Kind::Nothing,
+            _ => {
+                let ty = ty?;
+                let wide_result = ty.size() == 8 || (has("wide") && ty.size() == 4);
+                let dst = self.dst(&operands[0])?;
+                let mut src = [zero; 3];
+                for (i, operand) in operands[1..].iter().enumerate() {
+                    // Shift counts, and positions and lengths of fields, are 32 bits whatever the type is.
+                    let count = matches!((name, i), ("shl" | "shr", 1) | ("bfe", 1 | 2) | ("shf", 2));
+                    *src.get_mut(i)? = self.src(operand, if count { Type::Unsigned(4) } else { ty })?;
+                }
+                if wide_result {
+                    Kind::Op64 { op: lanes::op64(name, &modifiers, ty)?, dst, src }
+                } else {
+                    Kind::Op32 {
+                        op: lanes::op32(name, &modifiers, ty)?,
+                        dst,
+                        src,
+                        flush: has("ftz") && ty == Type::F32,
+                    }
+                }
+            }
+        })
+    }
+}
+
+fn logic(name: &str) -> Option<Logic> {
+    Some(match name {
+        "and" => Logic::And,
+        "or" => Logic::Or,
+        "xor" => Logic::Xor,
+        _ => return None,
+    })
+}
