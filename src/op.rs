@@ -16,30 +16,27 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
     let targets = problem.targets()?;
     let (track_x, track_w) = (problem.features.track_op(), problem.weight.track_op());
     let tracked = track_x || track_w;
-    let detached = (problem.features.detach(), problem.weight.detach());
     let (x, w) = (problem.features, problem.weight);
     if problem.params().reduction == Reduction::None || !tracked {
         let states = cpu::run(problem, &targets, Pass::Loss, Gradients::default())?;
         let mut output = output(problem, &targets, &states)?;
         if tracked {
-            let op = PerRow {
+            let gradients = Kept::PerRow {
                 loss: problem.loss.clone(),
                 labels: problem.labels.clone(),
                 sample_weights: problem.sample_weights.map(Tensor::detach),
-                value: output.loss.clone(),
                 states,
                 targets,
             };
-            output.loss = x.apply_op2(w, op)?;
+            output.loss = x.apply_op2(w, Node { value: output.loss.clone(), gradients })?;
         }
         return Ok(output);
     }
     let (dx, dw) = cpu::new_gradients(problem, track_x, track_w)?;
     let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
-    let problem = Problem { features: &detached.0, weight: &detached.1, ..problem.clone() };
-    let states = cpu::run(&problem, &targets, Pass::LossAndGradients, gradients)?;
-    let mut output = output(&problem, &targets, &states)?;
-    output.loss = x.apply_op2(w, Reduced { value: output.loss.clone(), dx, dw })?;
+    let states = cpu::run(problem, &targets, Pass::LossAndGradients, gradients)?;
+    let mut output = output(problem, &targets, &states)?;
+    output.loss = x.apply_op2(w, Node { value: output.loss.clone(), gradients: Kept::Reduced { dx, dw } })?;
     Ok(output)
 }
 
@@ -147,17 +144,22 @@ fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<L
     })
 }
 
-/// A reduced loss whose gradients are known already.
-struct Reduced {
-    /// A scalar
+/// A loss on the tape: its value, and where its gradients come from.
+struct Node {
+    /// A scalar, or (N)
     value: Tensor,
-    /// (N, D), where X is tracked
-    dx: Option<Tensor>,
-    /// (C, D), where W is tracked
-    dw: Option<Tensor>,
+    gradients: Kept,
 }
 
-impl CustomOp2 for Reduced {
+/// What a node keeps for backward.
+enum Kept {
+    /// The gradients of a reduced loss, each where its argument is tracked: dX (N, D), dW (C, D).
+    Reduced { dx: Option<Tensor>, dw: Option<Tensor> },
+    /// The rows' states, from which upstream gradients of their own make the gradients.
+    PerRow { loss: MarginLoss, labels: Tensor, sample_weights: Option<Tensor>, states: Vec<RowState>, targets: Targets },
+}
+
+impl CustomOp2 for Node {
     fn name(&self) -> &'static str {
         "margin-loss"
     }
@@ -169,50 +171,12 @@ impl CustomOp2 for Reduced {
         _: &CpuStorage,
         _: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        cpu_value(&self.value)
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        upstream: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
-        let scale = |gradient: &Option<Tensor>| match gradient {
-            Some(gradient) if upstream != 1.0 => gradient.affine(upstream, 0.0).map(Some),
-            gradient => Ok(gradient.clone()),
+        let values = self.value.flatten_all()?;
+        let storage = match self.value.dtype() {
+            DType::F64 => f64::to_cpu_storage_owned(values.to_vec1()?),
+            _ => f32::to_cpu_storage_owned(values.to_vec1()?),
         };
-        Ok((scale(&self.dx)?, scale(&self.dw)?))
-    }
-}
-
-/// Per-row losses, whose gradients wait for the upstream ones.
-struct PerRow {
-    loss: MarginLoss,
-    labels: Tensor,
-    sample_weights: Option<Tensor>,
-    /// (N)
-    value: Tensor,
-    states: Vec<RowState>,
-    targets: Targets,
-}
-
-impl CustomOp2 for PerRow {
-    fn name(&self) -> &'static str {
-        "margin-loss-per-row"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        cpu_value(&self.value)
+        Ok((storage, self.value.shape().clone()))
     }
 
     fn bwd(
@@ -222,23 +186,26 @@ impl CustomOp2 for PerRow {
         _: &Tensor,
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let upstream = upstream.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        let (x, w) = (features.detach(), weight.detach());
-        let problem = Problem::new(&self.loss, &x, &w, &self.labels, self.sample_weights.as_ref())?;
-        let (dx, dw) = cpu::new_gradients(&problem, features.track_op(), weight.track_op())?;
-        let pass = Pass::Gradients { states: &self.states, upstream: &upstream };
-        let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
-        cpu::run(&problem, &self.targets, pass, gradients)?;
-        Ok((dx, dw))
+        let upstream = upstream.to_dtype(DType::F64)?;
+        match &self.gradients {
+            Kept::Reduced { dx, dw } => {
+                let upstream = upstream.to_scalar::<f64>()?;
+                // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
+                let scale = |gradient: &Option<Tensor>| match gradient {
+                    Some(gradient) if upstream != 1.0 => gradient.affine(upstream, 0.0).map(Some),
+                    gradient => Ok(gradient.clone()),
+                };
+                Ok((scale(dx)?, scale(dw)?))
+            }
+            Kept::PerRow { loss, labels, sample_weights, states, targets } => {
+                let upstream = upstream.to_vec1::<f64>()?;
+                let problem = Problem::new(loss, features, weight, labels, sample_weights.as_ref())?;
+                let (dx, dw) = cpu::new_gradients(&problem, features.track_op(), weight.track_op())?;
+                let pass = Pass::Gradients { states, upstream: &upstream };
+                let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
+                cpu::run(&problem, targets, pass, gradients)?;
+                Ok((dx, dw))
+            }
+        }
     }
-}
-
-/// A loss tensor's values as the result of an op.
-fn cpu_value(value: &Tensor) -> candle_core::Result<(CpuStorage, Shape)> {
-    let values = value.flatten_all()?;
-    let storage = match value.dtype() {
-        DType::F64 => f64::to_cpu_storage_owned(values.to_vec1()?),
-        _ => f32::to_cpu_storage_owned(values.to_vec1()?),
-    };
-    Ok((storage, value.shape().clone()))
 }
