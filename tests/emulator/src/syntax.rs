@@ -1,4 +1,4 @@
-//! PTX text to a syntax tree: what nvcc writes, no more. Operands keep their names; [`crate::program`] resolves them.
+//! PTX text to a syntax tree: what nvcc writes, no more. Operands keep their names; `program.rs` resolves them.
 
 use crate::error::{Error, Result};
 
