@@ -1,5 +1,18 @@
 //! Cosine-margin softmax losses for Candle, fused: L2 normalisation, cosine logits, margin, prior, softmax cross-entropy and its
 //! gradients in one pass over bounded memory.
+//!
+//! - [`MarginLoss`] is the loss: built once from a margin family ([`Margin`]), an instance gate ([`InstanceGate`]), a prior ([`Prior`]), weights
+//!   ([`ClassWeights`]) and a reduction ([`Reduction`]), or by a preset of the difficulty-aware balancing margin paper (AAAI 2025, arXiv
+//!   2412.15477): [`MarginLoss::dbm_ce`], [`MarginLoss::dbm_cb`], [`MarginLoss::dbm_bs`].
+//! - [`margin_cross_entropy`] is the line to write where `candle_nn::loss::cross_entropy` stood; [`CosineClassifier`] is the head as a module.
+//! - [`LossSchedule`] changes the loss with the epoch (deferred re-weighting).
+//! - [`metrics`] has what the paper measures; [`mod@reference`] is the loss composed of Candle ops, the plain meaning of every option.
+//!
+//! X is (N, D), W is (C, D), y is (N) of `u32` or `i64`; X and W are f64, f32, f16 or bf16, or W is f32 beside f16 or bf16 features. The loss and what
+//! is given per sample are f32, or f64 for f64. The bits of a result do not depend on the number of threads, and a call's memory beyond its
+//! inputs, outputs and gradients is its workspace ([`MarginLossBuilder::workspace_bytes`]) and O(N + C).
+//!
+//! Features: `cuda` builds Candle's CUDA backend. The fused op itself runs on the CPU so far.
 
 mod classifier;
 mod counts;
