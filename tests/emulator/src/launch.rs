@@ -10,9 +10,16 @@ use crate::memory::Memory;
 use crate::program::{self, Kernel};
 use crate::syntax::{self, Initial, Source, Space};
 
+/// Most bytes of local memory a thread, on every device.
+const MOST_LOCAL: usize = 512 << 10;
+
 /// What a device can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
+    /// Most blocks of a grid, x y z
+    pub grid: [u32; 3],
+    /// Most threads of a block, x y z
+    pub block: [u32; 3],
     /// Most threads a block
     pub threads: u32,
     /// Most bytes of shared memory a block, static and dynamic
@@ -24,7 +31,13 @@ pub struct Limits {
 impl Default for Limits {
     /// An H100's.
     fn default() -> Self {
-        Self { threads: 1024, shared: 227 << 10, multiprocessors: 132 }
+        Self {
+            grid: [i32::MAX as u32, 65_535, 65_535],
+            block: [1024, 1024, 64],
+            threads: 1024,
+            shared: 227 << 10,
+            multiprocessors: 132,
+        }
     }
 }
 
@@ -116,6 +129,11 @@ impl Module {
         memory: &Memory,
         limits: &Limits,
     ) -> Result<Counters> {
+        for (what, sizes, most) in [("grid", config.grid, limits.grid), ("block", config.block, limits.block)] {
+            if sizes.iter().zip(&most).any(|(size, most)| size > most) {
+                return Err(Error::Launch(format!("a {what} of {sizes:?}, at most {most:?}")));
+            }
+        }
         let threads: u64 = config.block.iter().map(|&n| u64::from(n)).product();
         let blocks: u64 = config.grid.iter().map(|&n| u64::from(n)).product();
         let most = kernel.most_threads.unwrap_or(u64::MAX).min(u64::from(limits.threads));
@@ -125,9 +143,15 @@ impl Module {
         if threads > most {
             return Err(Error::Launch(format!("{threads} threads a block, at most {most} for {}", kernel.name)));
         }
-        let shared = kernel.shared + config.dynamic_shared;
+        let shared = kernel.shared.saturating_add(config.dynamic_shared);
         if shared > limits.shared {
             return Err(Error::Launch(format!("{shared} bytes of shared memory a block, at most {}", limits.shared)));
+        }
+        if kernel.local > MOST_LOCAL {
+            return Err(Error::Launch(format!(
+                "{} bytes of local memory a thread, at most {MOST_LOCAL}",
+                kernel.local
+            )));
         }
         if parameters.len() != kernel.parameters.len() {
             let (given, wanted) = (parameters.len(), kernel.parameters.len());

@@ -117,7 +117,7 @@ impl Memory {
     }
 
     pub(crate) fn allocate_labelled(&mut self, size: usize, label: Option<String>) -> Result<u64> {
-        if self.used + size > self.capacity {
+        if size > self.capacity - self.used {
             return Err(Error::Host(format!(
                 "out of memory: {size} bytes asked for, {} of {} used",
                 self.used, self.capacity

@@ -346,7 +346,7 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
     };
     let limit = |wanted: &str| {
         let numbers = function.directives.iter().find(|(d, _)| d == wanted).map(|(_, numbers)| numbers);
-        numbers.map(|numbers| numbers.iter().product::<u64>())
+        numbers.map(|numbers| numbers.iter().fold(1u64, |product, &n| product.saturating_mul(n)))
     };
     let kernel = Kernel {
         name: name.into(),

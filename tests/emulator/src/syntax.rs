@@ -274,7 +274,14 @@ struct Parser<'t> {
     tokens: Vec<(Token<'t>, u32)>,
     at: usize,
     location: Option<(u32, u32)>,
+    /// Nesting of scopes, operands and initialisers
+    depth: usize,
 }
+
+/// Deepest nesting: recursion must not reach the end of the stack.
+const MOST_NESTED: usize = 128;
+/// Most elements of a variable.
+const MOST_ELEMENTS: usize = 1 << 40;
 
 /// Parses a module.
 ///
@@ -286,7 +293,7 @@ pub fn parse(text: &str) -> Result<Source> {
     while let Some(token) = lexer.next()? {
         tokens.push(token);
     }
-    Parser { tokens, at: 0, location: None }.module()
+    Parser { tokens, at: 0, location: None, depth: 0 }.module()
 }
 
 impl<'t> Parser<'t> {
@@ -317,6 +324,17 @@ impl<'t> Parser<'t> {
         let found = self.is(mark);
         self.at += usize::from(found);
         found
+    }
+
+    /// Runs `parse` a level deeper.
+    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.depth == MOST_NESTED {
+            return self.error(format!("more than {MOST_NESTED} levels of nesting"));
+        }
+        self.depth += 1;
+        let parsed = parse(self);
+        self.depth -= 1;
+        parsed
     }
 
     fn expect(&mut self, mark: char) -> Result<()> {
@@ -450,7 +468,7 @@ impl<'t> Parser<'t> {
             ".reg" => Space::Reg,
             other => return self.error(format!("a state space expected, `{other}` found")),
         };
-        let (mut align, mut lanes) = (0, 1);
+        let (mut align, mut lanes) = (0, 1usize);
         let element = loop {
             let word = self.word()?;
             match word {
@@ -480,7 +498,11 @@ impl<'t> Parser<'t> {
                 if self.accept(']') {
                     unsized_array = true;
                 } else {
-                    count *= self.integer()? as usize;
+                    let size = usize::try_from(self.integer()?).ok().and_then(|size| count.checked_mul(size));
+                    count = match size {
+                        Some(count) if count <= MOST_ELEMENTS => count,
+                        _ => return self.error(format!("{name} has a size that no memory holds")),
+                    };
                     self.expect(']')?;
                 }
             }
@@ -501,7 +523,7 @@ impl<'t> Parser<'t> {
     fn initial(&mut self, element: Type, out: &mut Vec<Initial>) -> Result<()> {
         if self.accept('{') {
             while !self.accept('}') {
-                self.initial(element, out)?;
+                self.nested(|parser| parser.initial(element, out))?;
                 self.accept(',');
             }
             return Ok(());
@@ -541,7 +563,7 @@ impl<'t> Parser<'t> {
         while !self.accept('}') {
             match self.peek().cloned() {
                 None => return self.error("a body without its `}`"),
-                Some(Token::Mark('{')) => body.push(Statement::Scope(self.body()?)),
+                Some(Token::Mark('{')) => body.push(Statement::Scope(self.nested(Self::body)?)),
                 Some(Token::Mark(';')) => self.at += 1,
                 Some(Token::Mark('@')) => body.push(Statement::Instruction(self.instruction()?)),
                 Some(Token::Word(word)) => match word {
@@ -650,7 +672,7 @@ impl<'t> Parser<'t> {
                 }
                 while !self.accept(']') {
                     let _ = self.accept('+');
-                    offset += self.integer()? as i64;
+                    offset = i64::wrapping_add(offset, self.integer()? as i64);
                 }
                 Ok(Operand::Address(base, offset))
             }
@@ -659,7 +681,7 @@ impl<'t> Parser<'t> {
                 let close = if open == '{' { '}' } else { ')' };
                 let mut parts = Vec::new();
                 while !self.accept(close) {
-                    parts.push(self.operand()?);
+                    parts.push(self.nested(Self::operand)?);
                     self.accept(',');
                 }
                 Ok(if open == '{' { Operand::Vector(parts) } else { Operand::List(parts) })
@@ -733,6 +755,14 @@ mod tests {
     fn errors_name_the_line() {
         let error = parse(".version 9.0\n.target sm_80\n.entry f() {\n add.s32 %r1, ;\n").unwrap_err();
         assert_eq!(error.to_string(), "PTX line 4: a body without its `}`");
+        let deep = |open: &str| format!(".visible .entry f() {{ {}", open.repeat(100_000));
+        for text in [deep("{"), deep("call ("), format!(".global .b32 x[2] = {}", "{".repeat(100_000))] {
+            assert!(parse(&text).unwrap_err().to_string().contains("levels of nesting"));
+        }
+        for size in ["-1", "0x7fffffffffffffff", "4][0x7fffffffffffffff"] {
+            let error = parse(&format!(".global .b32 x[{size}];")).unwrap_err();
+            assert_eq!(error.to_string(), "PTX line 1: x has a size that no memory holds");
+        }
         let error = parse(".bogus 1;").unwrap_err();
         assert_eq!(error.to_string(), "PTX line 1: unknown directive `.bogus`");
     }

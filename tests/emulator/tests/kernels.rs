@@ -300,7 +300,14 @@ fn launches_that_a_device_refuses() {
     let all: [&[u8]; 4] = [&p, &p, &[0; 4], &[0; 4]];
     let text = |result: Result<Counters, Error>| result.unwrap_err().to_string();
     let launch = |grid, block, shared, parameters: &[&[u8]]| gpu.launch("saxpy", grid, block, shared, parameters);
-    assert!(text(launch([1, 1, 1], [1025, 1, 1], 0, &all)).contains("1025 threads a block, at most 1024"));
+    assert!(text(launch([1, 1, 1], [1025, 1, 1], 0, &all)).contains("a block of [1025, 1, 1]"));
+    assert!(text(launch([1, 1, 1], [32, 33, 1], 0, &all)).contains("1056 threads a block, at most 1024"));
+    assert!(
+        text(launch([1, u32::MAX, u32::MAX], [32, 1, 1], 0, &all))
+            .contains("a grid of [1, 4294967295, 4294967295], at most")
+    );
+    assert!(text(launch([1, 1, 1], [1, 1, 65], 0, &all)).contains("a block of [1, 1, 65], at most [1024, 1024, 64]"));
+    assert!(text(launch([1, 1, 1], [32, 1, 1], usize::MAX, &all)).contains("bytes of shared memory a block"));
     assert!(text(launch([0, 1, 1], [32, 1, 1], 0, &all)).contains("0 blocks"));
     assert!(text(launch([1, 1, 1], [32, 1, 1], 1 << 20, &all)).contains("bytes of shared memory a block"));
     assert!(text(launch([1, 1, 1], [32, 1, 1], 0, &all[..3])).contains("takes 4 parameters, 3 are given"));
