@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 
 use crate::counts::ClassCounts;
 use crate::cpu::WorkspacePool;
@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
 use crate::op;
 use crate::problem::Problem;
+use crate::reference::unit_rows;
 
 /// What is added to every class's logit, for its frequency in training.
 #[derive(Debug, Clone, PartialEq)]
@@ -302,17 +303,12 @@ impl MarginLoss {
     /// # Errors
     /// Shapes, dtypes or devices that do not fit.
     pub fn logits(&self, features: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        let weight = weight.to_dtype(features.dtype())?;
-        let cosines = normalize(features)?.matmul(&normalize(&weight)?.t()?)?;
-        cosines * self.scale()
+        let dtype = features.dtype();
+        // Norms of half types are accumulated in f32.
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let unit = |rows: &Tensor| unit_rows(&rows.to_dtype(wide)?)?.to_dtype(dtype);
+        unit(features)?.matmul(&unit(weight)?.t()?)? * self.scale()
     }
-}
-
-/// Rows divided by max(‖row‖₂, 1e-12), accumulated in f32 at least.
-fn normalize(rows: &Tensor) -> candle_core::Result<Tensor> {
-    let wide = if rows.dtype() == DType::F64 { rows.clone() } else { rows.to_dtype(DType::F32)? };
-    let norm = wide.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
-    wide.broadcast_div(&norm)?.to_dtype(rows.dtype())
 }
 
 /// Sets a [`MarginLoss`]'s options; [`build`](MarginLossBuilder::build) checks that they make sense together.

@@ -119,7 +119,7 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
 }
 
 /// Rows divided by max(‖row‖₂, 1e-12); the floor under the root, so that a row of zeros has a gradient.
-fn unit_rows(rows: &Tensor) -> Result<Tensor> {
+pub(crate) fn unit_rows(rows: &Tensor) -> Result<Tensor> {
     let norm = rows.sqr()?.sum_keepdim(D::Minus1)?.maximum(1e-24)?.sqrt()?;
     rows.broadcast_div(&norm)
 }

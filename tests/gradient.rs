@@ -8,7 +8,7 @@ use candle_margin_loss::{MarginLoss, Reduction, TargetGradient};
 use common::{IGNORE, Inputs, Result, builders, device, flat, fused, off_tape};
 
 /// (N, C, D): several tiles would need sizes too slow for differences; `oracle.rs` has them.
-const SIZES: [(usize, usize, usize); 4] = [(4, 3, 2), (7, 5, 6), (3, 18, 4), (17, 6, 3)];
+const SIZES: [(usize, usize, usize); 4] = [(4, 3, 2), (7, 5, 6), (3, 18, 4), (17, 6, 9)];
 
 /// Inputs without a pole, a tie or a jump of the hard flag or the monotone branch within the difference's step.
 fn smooth(loss: &MarginLoss, inputs: &Inputs) -> Result<bool> {
@@ -30,19 +30,22 @@ fn value(loss: &MarginLoss, x: &[f64], w: &[f64], inputs: &Inputs, upstream: &[f
 
 #[test]
 fn exact_gradients_are_central_differences() -> Result<()> {
-    let mut checked = 0;
+    let (mut checked, mut skipped) = (0, Vec::new());
     for (n, c, d) in SIZES {
         for (name, builder) in builders(c) {
             if name.contains("detached") || name.contains("straight through") {
                 continue; // not the derivative of the loss, by definition: see `surrogate_gradients`
             }
             let loss = builder.build()?;
-            let found = (0..200).find_map(|seed| {
+            let found = (0..100_000).find_map(|seed| {
                 let inputs =
                     Inputs::random(n, c, d, name.contains("ignore"), seed).ok()?.with_sample_weights(seed).ok()?;
                 smooth(&loss, &inputs).ok()?.then_some(inputs)
             });
-            let Some(inputs) = found else { continue };
+            let Some(inputs) = found else {
+                skipped.push(format!("{name} {n} {c} {d}"));
+                continue;
+            };
             let count = if name.contains("per row") { n } else { 1 };
             let upstream: Vec<f64> = (0..count).map(|i| 1.5 - 0.4 * i as f64).collect();
             let (x, w) = (flat(&inputs.x), flat(&inputs.w));
@@ -73,7 +76,8 @@ fn exact_gradients_are_central_differences() -> Result<()> {
             checked += 1;
         }
     }
-    assert!(checked >= 80, "only {checked} cases had inputs without a jump");
+    println!("{checked} cases; no inputs without a jump for {skipped:?}");
+    assert!(skipped.is_empty() && checked >= 80, "{checked} cases; left out: {skipped:?}");
     Ok(())
 }
 
