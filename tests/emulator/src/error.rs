@@ -26,6 +26,12 @@ pub enum Error {
     /// A launch that the device refuses.
     #[error("invalid launch: {0}")]
     Launch(String),
+    /// A cooperative launch of more blocks than the device holds at once.
+    #[error("cooperative launch: {0}")]
+    CooperativeTooLarge(String),
+    /// No memory left.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
     /// A fault of the running kernel.
     #[error("{0}")]
     Fault(Box<Fault>),
@@ -35,6 +41,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// The `CUresult` that a driver returns for it.
+    pub fn code(&self) -> u32 {
+        match self {
+            Error::Launch(_) | Error::Host(_) => 1, // CUDA_ERROR_INVALID_VALUE
+            Error::OutOfMemory(_) => 2,             // CUDA_ERROR_OUT_OF_MEMORY
+            Error::Syntax { .. } => 218,            // CUDA_ERROR_INVALID_PTX
+            Error::NotFound(_) => 500,              // CUDA_ERROR_NOT_FOUND
+            Error::CooperativeTooLarge(_) => 720,   // CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
+            Error::Unsupported { .. } => 801,       // CUDA_ERROR_NOT_SUPPORTED
+            Error::Fault(fault) => match fault.kind {
+                FaultKind::OutOfBounds { .. } | FaultKind::UseAfterFree { .. } => 700, // CUDA_ERROR_ILLEGAL_ADDRESS
+                FaultKind::Deadlock(_) => 702,                                         // CUDA_ERROR_LAUNCH_TIMEOUT
+                FaultKind::Unsupported => 715,                                         // CUDA_ERROR_ILLEGAL_INSTRUCTION
+                FaultKind::Misaligned { .. } => 716,                                   // CUDA_ERROR_MISALIGNED_ADDRESS
+                _ => 719,                                                              // CUDA_ERROR_LAUNCH_FAILED
+            },
+        }
+    }
+
     pub(crate) fn syntax(line: u32, message: impl Into<String>) -> Self {
         Error::Syntax { line, message: message.into() }
     }

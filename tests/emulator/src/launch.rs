@@ -59,6 +59,15 @@ pub struct LaunchConfig {
     pub dynamic_shared: usize,
     /// Decides the order in which warps and blocks run
     pub seed: u64,
+    /// All blocks are on the device at once, and may wait for each other
+    pub cooperative: bool,
+}
+
+impl Default for LaunchConfig {
+    /// One thread.
+    fn default() -> Self {
+        Self { grid: [1; 3], block: [1; 3], dynamic_shared: 0, seed: 1, cooperative: false }
+    }
 }
 
 impl Module {

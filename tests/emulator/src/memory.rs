@@ -118,10 +118,7 @@ impl Memory {
 
     pub(crate) fn allocate_labelled(&mut self, size: usize, label: Option<String>) -> Result<u64> {
         if size > self.capacity - self.used {
-            return Err(Error::Host(format!(
-                "out of memory: {size} bytes asked for, {} of {} used",
-                self.used, self.capacity
-            )));
+            return Err(Error::OutOfMemory(format!("{size} bytes asked for, {} of {} used", self.used, self.capacity)));
         }
         let base = self.next;
         self.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;

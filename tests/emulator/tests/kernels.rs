@@ -85,7 +85,7 @@ impl Gpu {
         parameters: &[&[u8]],
     ) -> Result<Counters, Error> {
         let kernel = self.module.kernel(name)?;
-        let config = LaunchConfig { grid, block, dynamic_shared: shared, seed: self.seed };
+        let config = LaunchConfig { grid, block, dynamic_shared: shared, seed: self.seed, ..Default::default() };
         self.module.launch(&kernel, &config, parameters, &self.memory, &Limits::default())
     }
 }
