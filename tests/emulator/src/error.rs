@@ -125,6 +125,20 @@ pub enum FaultKind {
         /// The other thread's rank in its block
         other: u32,
     },
+    /// Two warps touch the same word of global memory in a launch, one of them writing, and nothing orders them.
+    GlobalRace {
+        /// The address of the word
+        address: u64,
+        /// The other's block, x fastest
+        block: u32,
+        /// The other's warp in its block
+        warp: u32,
+    },
+    /// An access to shared memory that a `cp.async` is still to write.
+    InFlight {
+        /// The address in shared memory
+        address: u64,
+    },
     /// A barrier that some threads of the block can no longer reach.
     Barrier(String),
     /// No thread can go on.
@@ -156,6 +170,12 @@ impl std::fmt::Display for FaultKind {
             }
             FaultKind::SharedRace { address, other } => {
                 write!(f, "race in shared memory at {address:#x} with thread {other} of the block")
+            }
+            FaultKind::GlobalRace { address, block, warp } => {
+                write!(f, "race in global memory at {address:#x} with warp {warp} of block {block}")
+            }
+            FaultKind::InFlight { address } => {
+                write!(f, "access to shared memory at {address:#x}, which a cp.async that nobody has waited for writes")
             }
             FaultKind::Barrier(message) => write!(f, "barrier: {message}"),
             FaultKind::Deadlock(message) => write!(f, "deadlock: {message}"),

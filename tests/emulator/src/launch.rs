@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
+use crate::count::Counters;
 use crate::error::{Error, Result};
-use crate::exec::{Block, Counters, Grid};
+use crate::exec::{Block, Grid, Turn, World};
 use crate::memory::Memory;
 use crate::program::{self, Kernel};
 use crate::syntax::{self, Initial, Source, Space};
@@ -26,6 +27,19 @@ pub struct Limits {
     pub shared: usize,
     /// Multiprocessors
     pub multiprocessors: u32,
+    /// Bytes of shared memory of a multiprocessor; each block of it takes [`Limits::RESERVED`] besides its own
+    pub shared_each: usize,
+    /// Threads that a multiprocessor holds
+    pub threads_each: u32,
+    /// Blocks that a multiprocessor holds
+    pub blocks_each: u32,
+    /// Instructions of a block's warps after which it is taken to run for ever
+    pub instructions: u64,
+}
+
+impl Limits {
+    /// Bytes of shared memory that the system takes for a block
+    pub const RESERVED: usize = 1 << 10;
 }
 
 impl Default for Limits {
@@ -37,7 +51,33 @@ impl Default for Limits {
             threads: 1024,
             shared: 227 << 10,
             multiprocessors: 132,
+            shared_each: 228 << 10,
+            threads_each: 2048,
+            blocks_each: 32,
+            instructions: 1 << 33,
         }
+    }
+}
+
+impl Kernel {
+    /// Bytes of static shared memory.
+    pub fn static_shared(&self) -> usize {
+        self.shared
+    }
+
+    /// Bytes of local memory a thread.
+    pub fn local_memory(&self) -> usize {
+        self.local
+    }
+
+    /// Blocks that a multiprocessor holds at once, as far as threads and shared memory go. Registers are `ptxas`'s affair and do not count.
+    pub fn occupancy(&self, threads: u32, dynamic_shared: usize, limits: &Limits) -> u32 {
+        let shared = self.shared.saturating_add(dynamic_shared);
+        if threads == 0 || threads > limits.threads || shared > limits.shared {
+            return 0;
+        }
+        let by_shared = limits.shared_each / (shared + Limits::RESERVED);
+        (limits.threads_each / threads.next_multiple_of(32)).min(limits.blocks_each).min(by_shared as u32)
     }
 }
 
@@ -75,7 +115,7 @@ impl Module {
     ///
     /// # Errors
     /// Text that is not PTX; out of memory; an initialiser that names nothing.
-    pub fn load(text: &str, memory: &mut Memory) -> Result<Self> {
+    pub fn load(text: &str, memory: &Memory) -> Result<Self> {
         let source = syntax::parse(text)?;
         let mut variables = HashMap::new();
         let placed = |space| matches!(space, Space::Global | Space::Const);
@@ -104,6 +144,14 @@ impl Module {
             memory.write(variables[&variable.name].1, &bytes)?;
         }
         Ok(Self { source, variables })
+    }
+
+    /// Frees the module's variables.
+    ///
+    /// # Errors
+    /// It has been unloaded before.
+    pub fn unload(&self, memory: &Memory) -> Result<()> {
+        self.variables.values().try_for_each(|(_, address)| memory.free(*address))
     }
 
     /// Decodes a kernel.
@@ -178,6 +226,19 @@ impl Module {
             }
             bytes[offset..offset + size].copy_from_slice(value);
         }
+        let workspace = if config.cooperative {
+            let most = kernel.occupancy(threads as u32, config.dynamic_shared, limits);
+            let most = u64::from(most) * u64::from(limits.multiprocessors);
+            if blocks > most {
+                return Err(Error::CooperativeTooLarge(format!("{blocks} blocks, {most} of {} at once", kernel.name)));
+            }
+            let address = memory.allocate_labelled(64, Some("the grid's barrier".into()))?;
+            memory.write(address, &[0; 64])?;
+            address
+        } else {
+            0
+        };
+        let (launch, base, _running) = memory.begin();
         let grid = Grid {
             kernel,
             grid: config.grid,
@@ -187,21 +248,187 @@ impl Module {
             files: &self.source.files,
             seed: config.seed,
             multiprocessors: limits.multiprocessors,
+            instructions: limits.instructions,
+            launch,
+            base,
+            workspace,
         };
-        let [gx, gy, _] = config.grid.map(u64::from);
-        let results: Vec<Result<Counters>> = (0..blocks)
-            .into_par_iter()
-            .map(|b| {
-                let index = [b % gx, b / gx % gy, b / (gx * gy)].map(|v| v as u32);
-                let mut block = Block::new(&grid, index, memory);
-                block.run()?;
-                Ok(block.counters)
-            })
-            .collect();
-        let mut counters = Counters::default();
-        for result in results {
-            counters.add(&result?);
+        let order = Shuffled::new(blocks as u32, config.seed);
+        let results = if config.cooperative {
+            in_turn(&grid, &order, blocks as usize, memory)
+        } else if kernel.sequential {
+            in_turn(&grid, &order, RESIDENT, memory)
+        } else {
+            side_by_side(&grid, &order, memory)
+        };
+        if workspace != 0 {
+            memory.free(workspace)?;
         }
+        let (mut counters, touched) = results?;
+        (counters.distinct_read, counters.distinct_written) = memory.sectors(&touched, base);
         Ok(counters)
+    }
+}
+
+/// Blocks that are alive at once where they run in turn and the launch is not cooperative.
+const RESIDENT: usize = 8;
+
+/// Times that blocks, all of them waiting for memory to change, look again though nothing has changed it.
+const PATIENCE: u32 = 1000;
+
+/// A permutation of the blocks: an affine map modulo a power of two, stepped until it is in range.
+struct Shuffled {
+    blocks: u32,
+    mask: u64,
+    factor: u64,
+    shift: u64,
+}
+
+impl Shuffled {
+    fn new(blocks: u32, seed: u64) -> Self {
+        let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mask = u64::from(blocks).next_power_of_two() - 1;
+        // Odd factors of the form 4 i + 1 and odd shifts make a cycle of the whole range.
+        Self { blocks, mask, factor: (mixed >> 20 & !3) | 1, shift: mixed >> 7 | 1 }
+    }
+
+    /// The blocks in their order.
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        let mut at = self.shift & self.mask;
+        (0..=self.mask).filter_map(move |_| {
+            let now = at;
+            at = at.wrapping_mul(self.factor).wrapping_add(self.shift) & self.mask;
+            (now < u64::from(self.blocks)).then_some(now as u32)
+        })
+    }
+}
+
+type Ran = Result<(Counters, Vec<u64>)>;
+
+fn together(mut all: Counters, mut touched: Vec<u64>, block: Block) -> (Counters, Vec<u64>) {
+    let (counters, bases) = block.results();
+    all.add(&counters);
+    touched.extend(bases);
+    touched.sort_unstable();
+    touched.dedup();
+    (all, touched)
+}
+
+/// Blocks that know nothing of each other, on the host's cores. Of several faults that of the lowest block is reported.
+fn side_by_side(grid: &Grid, order: &Shuffled, memory: &Memory) -> Ran {
+    let flat: Vec<u32> = order.iter().collect();
+    let failed = std::sync::atomic::AtomicBool::new(false);
+    let run = |&flat: &u32| -> std::result::Result<Option<Block>, (u32, Error)> {
+        use std::sync::atomic::Ordering::Relaxed;
+        if failed.load(Relaxed) {
+            return Ok(None);
+        }
+        let mut block = Block::new(grid, flat, memory);
+        let mut world = World::default();
+        loop {
+            match block.turn(&mut world) {
+                Ok(Turn::Ran) => {}
+                Ok(Turn::Done) => return Ok(Some(block)),
+                Ok(Turn::Idle) => {
+                    failed.store(true, Relaxed);
+                    return Err((flat, block.stuck()));
+                }
+                Err(error) => {
+                    failed.store(true, Relaxed);
+                    return Err((flat, error));
+                }
+            }
+        }
+    };
+    type Sum = std::result::Result<(Counters, Vec<u64>), (u32, Error)>;
+    let nothing = || -> Sum { Ok((Counters::default(), Vec::new())) };
+    let merge = |sum: Sum, one: Sum| match (sum, one) {
+        (Ok((mut a, mut x)), Ok((b, y))) => {
+            a.add(&b);
+            x.extend(y);
+            x.sort_unstable();
+            x.dedup();
+            Ok((a, x))
+        }
+        (Err(a), Err(b)) => Err(if a.0 <= b.0 { a } else { b }),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    };
+    let fold = |sum: Sum, flat: &u32| match run(flat) {
+        Ok(None) => sum,
+        Ok(Some(block)) => sum.map(|(counters, touched)| together(counters, touched, block)),
+        Err(error) => merge(sum, Err(error)),
+    };
+    flat.par_iter().fold(nothing, fold).reduce(nothing, merge).map_err(|(_, error)| error)
+}
+
+/// Blocks that may speak to each other: `resident` of them are alive at once, and take turns in a seeded order on one thread.
+fn in_turn(grid: &Grid, order: &Shuffled, resident: usize, memory: &Memory) -> Ran {
+    let mut next = order.iter();
+    let mut world = World::default();
+    let mut alive: Vec<Block> = next.by_ref().take(resident).map(|flat| Block::new(grid, flat, memory)).collect();
+    // The blocks among the first `awake` have something to run, or have not been asked since memory changed.
+    let (mut awake, mut version) = (alive.len(), world.version);
+    let mut woken = (0, 0);
+    let (mut counters, mut touched) = (Counters::default(), Vec::new());
+    let mut random = grid.seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
+    while !alive.is_empty() {
+        if world.version != version {
+            (awake, version) = (alive.len(), world.version);
+        }
+        if awake == 0 {
+            // A plain store may have changed what they look at, or they only look a number of times: all look again.
+            let times = if woken.0 == version { woken.1 + 1 } else { 1 };
+            if times > PATIENCE {
+                return Err(alive[0].stuck());
+            }
+            world.version += 1;
+            woken = (world.version, times);
+            continue;
+        }
+        random ^= random >> 12;
+        random ^= random << 25;
+        random ^= random >> 27;
+        let chosen = (random >> 33) as usize % awake;
+        // A few turns at a time: blocks are many, and what they run should stay near.
+        for _ in 0..(random >> 29 & 7) + 1 {
+            match alive[chosen].turn(&mut world)? {
+                Turn::Ran => {}
+                Turn::Idle => {
+                    awake -= 1;
+                    alive.swap(chosen, awake);
+                    break;
+                }
+                Turn::Done => {
+                    awake -= 1;
+                    alive.swap(chosen, awake);
+                    let done = alive.swap_remove(awake);
+                    (counters, touched) = together(counters, touched, done);
+                    if let Some(flat) = next.next() {
+                        alive.push(Block::new(grid, flat, memory));
+                        let last = alive.len() - 1;
+                        alive.swap(awake, last);
+                        awake += 1;
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    Ok((counters, touched))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_block_once() {
+        for blocks in [1, 2, 3, 5, 8, 100, 1023] {
+            for seed in 0..5 {
+                let mut all: Vec<u32> = Shuffled::new(blocks, seed).iter().collect();
+                all.sort_unstable();
+                assert_eq!(all, (0..blocks).collect::<Vec<_>>());
+            }
+        }
     }
 }

@@ -5,16 +5,20 @@
 //! barriers that only part of a block reaches and deadlocks are reported with kernel, source line, block and thread. `README.md` says what
 //! is missing.
 
+mod count;
 mod error;
 mod exec;
 mod lanes;
 mod launch;
 mod memory;
+mod order;
 mod program;
+mod shared;
 pub mod syntax;
+mod tensor;
 
+pub use count::Counters;
 pub use error::{Error, Fault, FaultKind, Result};
-pub use exec::Counters;
 pub use launch::{LaunchConfig, Limits, Module};
 pub use memory::Memory;
 pub use program::Kernel;

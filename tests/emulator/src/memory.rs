@@ -1,67 +1,91 @@
-//! Device memory: allocations at addresses that are never used twice, with a shadow bit a byte for "written".
+//! Device memory: allocations at addresses that are never used twice, with a shadow of eight bytes a word: which bytes were written, and who
+//! touched the word in the launches that run.
 //!
-//! Blocks run on several threads at once. Words are atomics, read and written without order: a race of the emulated kernel is then a wrong
-//! value of the emulated kernel and nothing worse.
+//! Blocks may run on several threads at once. Words and shadows are atomics, read and written without order: a race of the emulated kernel is
+//! then a wrong value of the emulated kernel, mostly reported, and nothing worse.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, FaultKind, Result};
+use crate::order::{Clock, Stamps};
 
 /// Where device addresses start.
 const FIRST: u64 = 0x7_0000_0000;
 /// Allocations are aligned to this, as the driver's are, and that far apart at least.
 const ALIGN: u64 = 512;
-/// What fresh and freed memory is filled with: a NaN as f32, f16 and bf16.
+/// What fresh memory is filled with: a NaN as f32, f16 and bf16.
 const POISON: u32 = 0xffff_ffff;
+
+type Access<T> = std::result::Result<T, FaultKind>;
+
+/// The shadow of a word. From its low bit: which bytes were written since the allocation; which bytes its writer wrote, which its reader read;
+/// whether the writer was an atomic; three bits of nothing; the writer's stamp, the reader's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Shadow(u64);
+
+const STAMP: u64 = (1 << crate::order::STAMP_BITS) - 1;
+
+impl Shadow {
+    fn written(self) -> u64 {
+        self.0 & 15
+    }
+    fn writer_bytes(self) -> u64 {
+        self.0 >> 4 & 15
+    }
+    fn reader_bytes(self) -> u64 {
+        self.0 >> 8 & 15
+    }
+    fn atomic(self) -> bool {
+        self.0 >> 12 & 1 == 1
+    }
+    fn writer(self) -> u32 {
+        (self.0 >> 16 & STAMP) as u32
+    }
+    fn reader(self) -> u32 {
+        (self.0 >> 40) as u32
+    }
+    fn with_writer(self, stamp: u32, bytes: u64, atomic: bool) -> Self {
+        let bytes = if self.writer() == stamp { self.writer_bytes() | bytes } else { bytes };
+        Self(self.0 & !(STAMP << 16 | 0x10f0) | u64::from(stamp) << 16 | bytes << 4 | u64::from(atomic) << 12)
+    }
+    fn with_reader(self, stamp: u32, bytes: u64) -> Self {
+        let bytes = if self.reader() == stamp { self.reader_bytes() | bytes } else { bytes };
+        Self(self.0 & !(STAMP << 40 | 0xf00) | u64::from(stamp) << 40 | bytes << 8)
+    }
+    fn with_written(self, bytes: u64) -> Self {
+        Self(self.0 | bytes)
+    }
+}
+
+/// How a kernel touches memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Touch {
+    Read,
+    Write,
+    /// Volatile, relaxed, acquiring: not a race against atomics
+    StrongRead,
+    /// Atomics and strong stores
+    Strong,
+}
 
 /// One allocation.
 #[derive(Debug)]
-pub struct Allocation {
+pub(crate) struct Allocation {
     base: u64,
     size: usize,
     words: Box<[AtomicU32]>,
-    /// A bit a byte: written since it was allocated
-    written: Box<[AtomicU32]>,
+    shadow: Box<[AtomicU64]>,
     freed: AtomicBool,
     /// What it is for: a variable's name, or none
     label: Option<String>,
 }
 
-fn zeroed(words: usize, value: u32) -> Box<[AtomicU32]> {
-    (0..words).map(|_| AtomicU32::new(value)).collect()
-}
-
 impl Allocation {
-    /// The bits of `written` for bytes `start..start + size` of one word of it.
-    fn mask(start: usize, size: usize) -> u32 {
-        (((1u64 << size) - 1) << (start % 32)) as u32
-    }
-
-    fn check_written(&self, offset: usize, size: usize) -> bool {
-        let mut at = offset;
-        while at < offset + size {
-            let count = (32 - at % 32).min(offset + size - at);
-            let mask = Self::mask(at, count);
-            if self.written[at / 32].load(Relaxed) & mask != mask {
-                return false;
-            }
-            at += count;
-        }
-        true
-    }
-
-    fn set_written(&self, offset: usize, size: usize) {
-        let mut at = offset;
-        while at < offset + size {
-            let count = (32 - at % 32).min(offset + size - at);
-            let mask = Self::mask(at, count);
-            if self.written[at / 32].load(Relaxed) & mask != mask {
-                self.written[at / 32].fetch_or(mask, Relaxed);
-            }
-            at += count;
-        }
+    /// The bytes of its words from `offset` on: word, shift, and a bit a byte. A word at most, unless `size` is 8.
+    fn bytes(offset: usize, size: usize) -> u64 {
+        ((1u64 << size.min(4)) - 1) << (offset % 4)
     }
 
     fn read(&self, offset: usize, size: usize) -> u64 {
@@ -90,14 +114,107 @@ impl Allocation {
             }
         }
     }
+
+    /// Checks an access against a word's shadow and leaves its mark there.
+    #[inline]
+    fn touch(&self, word: usize, bytes: u64, how: Touch, by: &Clock) -> Access<()> {
+        let shadow = &self.shadow[word];
+        let mut now = Shadow(shadow.load(Relaxed));
+        let address = || self.base + 4 * word as u64;
+        loop {
+            let (writer, reader) = (now.writer(), now.reader());
+            if matches!(how, Touch::Read | Touch::StrongRead | Touch::Strong) && now.written() & bytes != bytes {
+                // A strong store of bytes that nobody wrote comes here as a write.
+                return Err(FaultKind::Uninitialised { space: "global", address: address() });
+            }
+            let strong = matches!(how, Touch::Strong | Touch::StrongRead);
+            let stranger = |other: u32, touched: u64| {
+                other >= by.base && other != by.stamp && touched & bytes != 0 && by.stamp != 0 && !by.knows(other)
+            };
+            if !(strong && now.atomic()) && stranger(writer, now.writer_bytes()) {
+                return Err(race(address(), writer, by));
+            }
+            if matches!(how, Touch::Write | Touch::Strong) && stranger(reader, now.reader_bytes()) {
+                return Err(race(address(), reader, by));
+            }
+            let next = match how {
+                Touch::StrongRead => return Ok(()),
+                Touch::Read => {
+                    if reader == by.stamp && now.reader_bytes() & bytes == bytes {
+                        return Ok(());
+                    }
+                    // Of a word's readers one is remembered: which is a matter of its address.
+                    let mixed = (word as u32 ^ by.stamp.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
+                    if reader >= by.base && reader != by.stamp && mixed >> 31 == 0 {
+                        return Ok(());
+                    }
+                    now.with_reader(by.stamp, bytes)
+                }
+                Touch::Write | Touch::Strong => {
+                    now.with_writer(by.stamp, bytes, how == Touch::Strong).with_written(bytes)
+                }
+            };
+            if next == now {
+                return Ok(());
+            }
+            match shadow.compare_exchange_weak(now.0, next.0, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(other) => now = Shadow(other),
+            }
+        }
+    }
+
+    #[inline]
+    fn touch_all(&self, offset: usize, size: usize, how: Touch, by: &Clock) -> Access<()> {
+        self.touch(offset / 4, Self::bytes(offset, size), how, by)?;
+        if size == 8 { self.touch(offset / 4 + 1, 15, how, by) } else { Ok(()) }
+    }
+
+    fn check_written(&self, offset: usize, size: usize) -> Option<usize> {
+        (offset..offset + size).find(|at| self.shadow[at / 4].load(Relaxed) >> (at % 4) & 1 == 0)
+    }
+
+    fn set_written(&self, offset: usize, size: usize) {
+        let mut at = offset;
+        while at < offset + size {
+            let count = (4 - at % 4).min(offset + size - at);
+            self.shadow[at / 4].fetch_or(Self::bytes(at, count), Relaxed);
+            at += count;
+        }
+    }
+
+    /// Sectors of 32 bytes that were read, and written, since stamp `base`.
+    fn sectors(&self, base: u32) -> (u64, u64) {
+        let of = |sector: &[AtomicU64]| {
+            let shadows = sector.iter().map(|shadow| Shadow(shadow.load(Relaxed)));
+            shadows.fold((false, false), |(r, w), s| (r || s.reader() >= base, w || s.writer() >= base))
+        };
+        self.shadow
+            .chunks(8)
+            .map(of)
+            .fold((0, 0), |(r, w), (read, written)| (r + u64::from(read), w + u64::from(written)))
+    }
+}
+
+fn race(address: u64, other: u32, by: &Clock) -> FaultKind {
+    let (block, warp) = by.stamps.get(other).map_or((0, 0), |stamp| (stamp.block, stamp.warp));
+    FaultKind::GlobalRace { address, block, warp }
 }
 
 /// The device's memory.
 #[derive(Debug)]
 pub struct Memory {
-    allocations: BTreeMap<u64, Arc<Allocation>>,
-    next: u64,
+    allocations: RwLock<BTreeMap<u64, Arc<Allocation>>>,
+    counts: Mutex<Counts>,
     capacity: usize,
+    pub(crate) stamps: Stamps,
+    /// Held by launches; alone, stamps may start anew
+    launches: RwLock<()>,
+}
+
+#[derive(Debug)]
+struct Counts {
+    next: u64,
     used: usize,
     peak: usize,
 }
@@ -105,34 +222,48 @@ pub struct Memory {
 impl Memory {
     /// An empty memory of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
-        Self { allocations: BTreeMap::new(), next: FIRST, capacity, used: 0, peak: 0 }
+        Self {
+            allocations: RwLock::default(),
+            counts: Mutex::new(Counts { next: FIRST, used: 0, peak: 0 }),
+            capacity,
+            stamps: Stamps::default(),
+            launches: RwLock::new(()),
+        }
     }
 
     /// Allocates `size` bytes, poisoned.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn allocate(&mut self, size: usize) -> Result<u64> {
+    pub fn allocate(&self, size: usize) -> Result<u64> {
         self.allocate_labelled(size, None)
     }
 
-    pub(crate) fn allocate_labelled(&mut self, size: usize, label: Option<String>) -> Result<u64> {
-        if size > self.capacity - self.used {
-            return Err(Error::OutOfMemory(format!("{size} bytes asked for, {} of {} used", self.used, self.capacity)));
-        }
-        let base = self.next;
-        self.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
+    pub(crate) fn allocate_labelled(&self, size: usize, label: Option<String>) -> Result<u64> {
+        let base = {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            if size > self.capacity - counts.used {
+                return Err(Error::OutOfMemory(format!(
+                    "{size} bytes asked for, {} of {} used",
+                    counts.used, self.capacity
+                )));
+            }
+            counts.used += size;
+            counts.peak = counts.peak.max(counts.used);
+            let base = counts.next;
+            counts.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
+            base
+        };
+        let words = size.div_ceil(8) * 2;
         let allocation = Allocation {
             base,
             size,
-            words: zeroed(size.div_ceil(8) * 2, POISON),
-            written: zeroed(size.div_ceil(32), 0),
+            words: (0..words).map(|_| AtomicU32::new(POISON)).collect(),
+            shadow: (0..words).map(|_| AtomicU64::new(0)).collect(),
             freed: AtomicBool::new(false),
             label,
         };
-        self.allocations.insert(base, Arc::new(allocation));
-        self.used += size;
-        self.peak = self.peak.max(self.used);
+        self.allocations.write().unwrap_or_else(PoisonError::into_inner).insert(base, Arc::new(allocation));
         Ok(base)
     }
 
@@ -140,20 +271,21 @@ impl Memory {
     ///
     /// # Errors
     /// An address that is not an allocation's, or freed already.
-    pub fn free(&mut self, base: u64) -> Result<()> {
-        let Some(allocation) = self.allocations.get_mut(&base) else {
+    pub fn free(&self, base: u64) -> Result<()> {
+        let mut allocations = self.allocations.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(allocation) = allocations.get_mut(&base) else {
             return Err(Error::Host(format!("free of {base:#x}, which is no allocation")));
         };
-        if allocation.freed.load(Relaxed) {
+        if allocation.freed.swap(true, Relaxed) {
             return Err(Error::Host(format!("{base:#x} is freed twice")));
         }
-        self.used -= allocation.size;
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).used -= allocation.size;
         // The entry stays, without its memory, so that later uses are told from wild addresses.
         *allocation = Arc::new(Allocation {
             base,
             size: allocation.size,
             words: Box::default(),
-            written: Box::default(),
+            shadow: Box::default(),
             freed: AtomicBool::new(true),
             label: allocation.label.clone(),
         });
@@ -162,20 +294,38 @@ impl Memory {
 
     /// Bytes allocated, and the most there ever were.
     pub fn usage(&self) -> (usize, usize) {
-        (self.used, self.peak)
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        (counts.used, counts.peak)
+    }
+
+    /// Lets the peak of [`Self::usage`] start from what is allocated now.
+    pub fn reset_peak(&self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.peak = counts.used;
+    }
+
+    fn read_allocations(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Arc<Allocation>>> {
+        self.allocations.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Allocations that were not freed, variables apart: address and size.
     pub fn leaks(&self) -> Vec<(u64, usize)> {
-        let live = self.allocations.values().filter(|a| !a.freed.load(Relaxed) && a.label.is_none());
+        let allocations = self.read_allocations();
+        let live = allocations.values().filter(|a| !a.freed.load(Relaxed) && a.label.is_none());
         live.map(|a| (a.base, a.size)).collect()
     }
 
+    /// The live allocation that holds `address`: its base and size.
+    pub fn range(&self, address: u64) -> Option<(u64, usize)> {
+        self.find(address, 1).ok().map(|a| (a.base, a.size))
+    }
+
     /// The allocation that holds `address`, or the fault of an access there.
-    pub(crate) fn find(&self, address: u64, size: usize) -> std::result::Result<Arc<Allocation>, FaultKind> {
-        let below = self.allocations.range(..=address).next_back().map(|(_, allocation)| allocation);
+    fn find(&self, address: u64, size: usize) -> Access<Arc<Allocation>> {
+        let allocations = self.read_allocations();
+        let below = allocations.range(..=address).next_back().map(|(_, allocation)| allocation);
         match below {
-            Some(a) if address + size as u64 <= a.base + a.size as u64 => {
+            Some(a) if address - a.base + size as u64 <= a.size as u64 => {
                 if a.freed.load(Relaxed) {
                     Err(FaultKind::UseAfterFree { address })
                 } else {
@@ -206,14 +356,18 @@ impl Memory {
         }
         let allocation = self.host(address, bytes.len())?;
         let start = (address - allocation.base) as usize;
-        for (i, &byte) in bytes.iter().enumerate() {
-            if (start + i).is_multiple_of(4) && i + 4 <= bytes.len() {
-                let word = u32::from_le_bytes([byte, bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
-                allocation.words[(start + i) / 4].store(word, Relaxed);
-            } else if !in_whole_word(start, i, bytes.len()) {
-                allocation.write(start + i, 1, u64::from(byte));
-            }
+        let head = bytes.len().min(start.next_multiple_of(4) - start);
+        let (head, rest) = bytes.split_at(head);
+        let (words, tail) = rest.as_chunks::<4>();
+        let odd = |from: usize, bytes: &[u8]| {
+            bytes.iter().enumerate().for_each(|(i, &byte)| allocation.write(from + i, 1, u64::from(byte)));
+        };
+        odd(start, head);
+        let from = start + head.len();
+        for (i, word) in words.iter().enumerate() {
+            allocation.words[from / 4 + i].store(u32::from_le_bytes(*word), Relaxed);
         }
+        odd(from + 4 * words.len(), tail);
         allocation.set_written(start, bytes.len());
         Ok(())
     }
@@ -228,44 +382,79 @@ impl Memory {
         }
         let allocation = self.host(address, bytes.len())?;
         let start = (address - allocation.base) as usize;
-        if !allocation.check_written(start, bytes.len()) {
+        if let Some(at) = allocation.check_written(start, bytes.len()) {
+            let address = allocation.base + at as u64;
             return Err(Error::Host(FaultKind::Uninitialised { space: "global", address }.to_string()));
         }
         for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = allocation.read(start + i, 1) as u8;
+            let at = start + i;
+            *byte = (allocation.words[at / 4].load(Relaxed) >> (8 * (at % 4))) as u8;
         }
         Ok(())
     }
+
+    /// Begins a launch: its number, the stamps that will be its own, and what keeps them so.
+    pub(crate) fn begin(&self) -> (u32, u32, RwLockReadGuard<'_, ()>) {
+        if self.stamps.are_many() {
+            let _alone = self.launches.write().unwrap_or_else(PoisonError::into_inner);
+            for allocation in self.read_allocations().values() {
+                allocation.shadow.iter().for_each(|shadow| {
+                    shadow.fetch_and(15, Relaxed);
+                });
+            }
+            self.stamps.clear();
+        }
+        let guard = self.launches.read().unwrap_or_else(PoisonError::into_inner);
+        (self.stamps.launch(), self.stamps.next(), guard)
+    }
+
+    /// Distinct sectors of 32 bytes that a launch read and wrote, in the allocations it touched.
+    pub(crate) fn sectors(&self, touched: &[u64], base: u32) -> (u64, u64) {
+        let allocations = self.read_allocations();
+        let of = |at: &u64| allocations.get(at).map_or((0, 0), |a| a.sectors(base));
+        touched.iter().map(of).fold((0, 0), |(r, w), (read, written)| (r + read, w + written))
+    }
 }
 
-/// Whether byte `i` of a copy to `start` is one of a whole aligned word that the copy writes at once.
-fn in_whole_word(start: usize, i: usize, len: usize) -> bool {
-    let word = (start + i) / 4 * 4;
-    word >= start && word + 4 <= start + len
-}
-
-/// A running block's way to memory: the last allocation is kept, since neighbouring accesses mostly share it.
+/// A running block's way to memory: the last allocations are kept, since accesses mostly go to a few.
 #[derive(Debug)]
 pub(crate) struct View<'m> {
     memory: &'m Memory,
-    last: Option<Arc<Allocation>>,
+    recent: [Option<Arc<Allocation>>; 4],
+    turn: usize,
+    /// Bases of all allocations it came to
+    pub touched: Vec<u64>,
 }
 
 impl<'m> View<'m> {
     pub fn new(memory: &'m Memory) -> Self {
-        Self { memory, last: None }
+        Self { memory, recent: [const { None }; 4], turn: 0, touched: Vec::new() }
+    }
+
+    #[cold]
+    fn fetch(&mut self, address: u64, size: usize) -> Access<usize> {
+        let found = self.memory.find(address, size)?;
+        if !self.touched.contains(&found.base) {
+            self.touched.push(found.base);
+        }
+        self.turn = (self.turn + 1) % self.recent.len();
+        self.recent[self.turn] = Some(found);
+        Ok(self.turn)
     }
 
     #[inline]
-    fn at(&mut self, address: u64, size: usize) -> std::result::Result<(&Allocation, usize), FaultKind> {
+    fn at(&mut self, address: u64, size: usize) -> Access<(&Allocation, usize)> {
         if !address.is_multiple_of(size as u64) {
             return Err(FaultKind::Misaligned { address, size });
         }
-        let hit = matches!(&self.last, Some(a) if address >= a.base && address + size as u64 <= a.base + a.size as u64);
-        if !hit {
-            self.last = Some(self.memory.find(address, size)?);
-        }
-        match &self.last {
+        let holds = |a: &Option<Arc<Allocation>>| {
+            a.as_ref().is_some_and(|a| address >= a.base && address - a.base + size as u64 <= a.size as u64)
+        };
+        let slot = match self.recent.iter().position(holds) {
+            Some(slot) => slot,
+            None => self.fetch(address, size)?,
+        };
+        match &self.recent[slot] {
             Some(allocation) => Ok((allocation, (address - allocation.base) as usize)),
             None => Err(FaultKind::OutOfBounds { space: "global", address, size, near: None }),
         }
@@ -273,51 +462,40 @@ impl<'m> View<'m> {
 
     /// Reads 1, 2, 4 or 8 bytes.
     #[inline]
-    pub fn load(&mut self, address: u64, size: usize) -> std::result::Result<u64, FaultKind> {
+    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Clock) -> Access<u64> {
         let (allocation, offset) = self.at(address, size)?;
-        if !allocation.check_written(offset, size) {
-            return Err(FaultKind::Uninitialised { space: "global", address });
-        }
+        let how = if strong { Touch::StrongRead } else { Touch::Read };
+        allocation.touch_all(offset, size, how, by)?;
         Ok(allocation.read(offset, size))
     }
 
     /// Writes 1, 2, 4 or 8 bytes.
     #[inline]
-    pub fn store(&mut self, address: u64, size: usize, value: u64) -> std::result::Result<(), FaultKind> {
+    pub fn store(&mut self, address: u64, size: usize, value: u64, by: &Clock) -> Access<()> {
         let (allocation, offset) = self.at(address, size)?;
+        allocation.touch_all(offset, size, Touch::Write, by)?;
         allocation.write(offset, size, value);
-        allocation.set_written(offset, size);
         Ok(())
     }
-}
 
-impl View<'_> {
-    /// Replaces 4 or 8 bytes by `next` of them, atomically; gives what was there.
-    pub fn update(
-        &mut self,
-        address: u64,
-        size: usize,
-        next: impl Fn(u64) -> u64,
-    ) -> std::result::Result<u64, FaultKind> {
+    /// A strong store: as an atomic that needs nothing to be there.
+    pub fn store_strong(&mut self, address: u64, size: usize, value: u64, by: &Clock) -> Access<()> {
         let (allocation, offset) = self.at(address, size)?;
-        if !allocation.check_written(offset, size) {
-            return Err(FaultKind::Uninitialised { space: "global", address });
-        }
-        let word = &allocation.words[offset / 4];
-        if size == 4 {
-            let old = word.fetch_update(Relaxed, Relaxed, |now| Some(next(u64::from(now)) as u32));
-            return Ok(u64::from(old.unwrap_or_else(|now| now)));
-        }
-        // Two words cannot be exchanged at once: one lock for all 64-bit atomics stands in.
-        let _one_at_a_time = WIDE.lock();
-        let old = allocation.read(offset, 8);
-        allocation.write(offset, 8, next(old));
+        allocation.set_written(offset, size);
+        allocation.touch_all(offset, size, Touch::Strong, by)?;
+        allocation.write(offset, size, value);
+        Ok(())
+    }
+
+    /// Replaces 2, 4 or 8 bytes by `next` of them; gives what was there. Blocks of a kernel with atomics run on one thread, in turn.
+    pub fn update(&mut self, address: u64, size: usize, next: impl Fn(u64) -> u64, by: &Clock) -> Access<u64> {
+        let (allocation, offset) = self.at(address, size)?;
+        allocation.touch_all(offset, size, Touch::Strong, by)?;
+        let old = allocation.read(offset, size);
+        allocation.write(offset, size, next(old));
         Ok(old)
     }
 }
-
-/// Held during a 64-bit atomic.
-static WIDE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 #[cfg(test)]
 mod tests {
@@ -325,7 +503,7 @@ mod tests {
 
     #[test]
     fn copies_of_any_alignment() {
-        let mut memory = Memory::new(1 << 20);
+        let memory = Memory::new(1 << 20);
         let base = memory.allocate(40).unwrap();
         for start in 0..9u64 {
             for len in 1..20usize {
@@ -340,7 +518,7 @@ mod tests {
 
     #[test]
     fn host_mistakes_are_told_apart() {
-        let mut memory = Memory::new(1 << 10);
+        let memory = Memory::new(1 << 10);
         let base = memory.allocate(16).unwrap();
         let text = |result: Result<()>| result.unwrap_err().to_string();
         assert!(text(memory.read(base, &mut [0; 4])).contains("never written"));
@@ -354,7 +532,7 @@ mod tests {
 
     #[test]
     fn usage_and_leaks() {
-        let mut memory = Memory::new(1 << 10);
+        let memory = Memory::new(1 << 10);
         let (a, b) = (memory.allocate(100).unwrap(), memory.allocate(50).unwrap());
         assert_eq!(memory.usage(), (150, 150));
         memory.free(a).unwrap();

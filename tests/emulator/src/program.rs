@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use crate::error::{Error, Result};
 use crate::lanes::{self, Compare, Op32, Op64};
 use crate::syntax::{Function, Instruction, Operand, Source, Space, Statement, Type, Variable};
+use crate::tensor::{Element, Mma};
 
 /// Deepest nesting of calls.
 const MOST_CALLS: usize = 64;
@@ -29,6 +30,25 @@ pub(crate) enum Special {
     Clock,
     DynamicSharedSize,
     TotalSharedSize,
+    EnvReg(u32),
+}
+
+/// What a register holds from a warp's start to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Constant {
+    Value(u64),
+    Special(Special),
+}
+
+/// How an access to memory is ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Weak,
+    /// Volatile and relaxed
+    Strong,
+    Acquire,
+    Release,
+    AcquireRelease,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +113,19 @@ pub(crate) enum Shuffle {
     Down,
     Butterfly,
     Index,
+}
+
+/// A reduction over a warp's lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Redux {
+    Add,
+    And,
+    Or,
+    Xor,
+    MinUnsigned,
+    MaxUnsigned,
+    MinSigned,
+    MaxSigned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,11 +219,13 @@ pub(crate) enum Kind {
         place: Place,
         ty: Type,
         dst: Vec<Dst>,
+        order: Order,
     },
     Store {
         place: Place,
         ty: Type,
         src: Vec<Src>,
+        order: Order,
     },
     Atomic {
         op: Atomic,
@@ -198,6 +233,56 @@ pub(crate) enum Kind {
         ty: Type,
         dst: Dst,
         src: [Src; 2],
+        order: Order,
+    },
+    /// A predicate: whether a generic address is in a space
+    IsSpace {
+        space: Space,
+        dst: u32,
+        src: Src,
+    },
+    Match {
+        all: bool,
+        dst: Dst,
+        p: Option<u32>,
+        src: Src,
+        mask: Src,
+    },
+    Redux {
+        op: Redux,
+        dst: Dst,
+        src: Src,
+        mask: Src,
+    },
+    Mma {
+        mma: Mma,
+        dst: Vec<Dst>,
+        a: Vec<Src>,
+        b: Vec<Src>,
+        c: Vec<Src>,
+    },
+    MmaF64 {
+        dst: [Dst; 2],
+        a: Src,
+        b: Src,
+        c: [Src; 2],
+    },
+    LoadMatrix {
+        dst: Vec<Dst>,
+        place: Place,
+        transposed: bool,
+    },
+    /// `read`: the bytes that are read, if not all
+    AsyncCopy {
+        to: Place,
+        from: Place,
+        size: usize,
+        read: Option<Src>,
+    },
+    AsyncCommit,
+    /// Waits for all but the last `groups`; for all copies without
+    AsyncWait {
+        groups: Option<u32>,
     },
     ToGeneric {
         space: Space,
@@ -233,7 +318,10 @@ pub(crate) enum Kind {
     ActiveMask {
         dst: Dst,
     },
-    Fence,
+    /// `grid`: of a scope beyond the block
+    Fence {
+        grid: bool,
+    },
     Nothing,
     Trap,
     Unsupported,
@@ -265,6 +353,13 @@ pub struct Kernel {
     pub(crate) r32: usize,
     pub(crate) r64: usize,
     pub(crate) predicates: usize,
+    /// Registers after those, with what they hold
+    pub(crate) constants32: Vec<Constant>,
+    pub(crate) constants64: Vec<Constant>,
+    /// log2 of the bytes of its smallest access to shared memory
+    pub(crate) granule: u32,
+    /// Its blocks speak to each other through memory
+    pub(crate) sequential: bool,
     /// Bytes a thread
     pub(crate) local: usize,
     /// Bytes of static shared memory; dynamic shared memory starts after it
@@ -283,6 +378,88 @@ impl Kernel {
             let origin = &self.origins[inst.origin as usize];
             (origin.line, origin.text.as_str())
         })
+    }
+}
+
+impl Kernel {
+    /// Gives constants registers of their own, and finds out what a launch needs to know.
+    fn finish(&mut self) {
+        let (base32, base64) = (self.r32, self.r64);
+        let place = |constants: &mut Vec<Constant>, constant: Constant| -> u32 {
+            match constants.iter().position(|c| *c == constant) {
+                Some(at) => at as u32,
+                None => {
+                    constants.push(constant);
+                    constants.len() as u32 - 1
+                }
+            }
+        };
+        let (mut narrow, mut wide) = (std::mem::take(&mut self.constants32), std::mem::take(&mut self.constants64));
+        for inst in &mut self.code {
+            let is_wide = matches!(inst.kind, Kind::Op64 { .. });
+            let is_op = is_wide || matches!(inst.kind, Kind::Op32 { .. });
+            for src in inst.kind.sources() {
+                *src = match *src {
+                    Src::Special(special) => Src::R32(base32 as u32 + place(&mut narrow, Constant::Special(special))),
+                    Src::Imm(value) if is_wide => Src::R64(base64 as u32 + place(&mut wide, Constant::Value(value))),
+                    Src::Imm(value) if is_op => {
+                        Src::R32(base32 as u32 + place(&mut narrow, Constant::Value(u64::from(value as u32))))
+                    }
+                    other => other,
+                };
+            }
+            let (space, size, order) = match &inst.kind {
+                Kind::Load { place, ty, order, .. } | Kind::Store { place, ty, order, .. } => {
+                    (place.space, ty.size(), *order)
+                }
+                Kind::Atomic { place, ty, .. } => (place.space, ty.size(), Order::Strong),
+                Kind::AsyncCopy { size, .. } => (Some(Space::Shared), *size, Order::Weak),
+                _ => continue,
+            };
+            if matches!(space, None | Some(Space::Shared)) {
+                self.granule = self.granule.min(size.ilog2());
+            }
+            if matches!(space, None | Some(Space::Global)) && order != Order::Weak {
+                self.sequential = true;
+            }
+        }
+        (self.constants32, self.constants64) = (narrow, wide);
+    }
+}
+
+impl Kind {
+    /// Its source operands.
+    fn sources(&mut self) -> Vec<&mut Src> {
+        match self {
+            Kind::Op32 { src, .. } | Kind::Op64 { src, .. } | Kind::Lop3 { src, .. } => src.iter_mut().collect(),
+            Kind::Convert { src, .. }
+            | Kind::Unpack { src, .. }
+            | Kind::ToGeneric { src, .. }
+            | Kind::IsSpace { src, .. } => vec![src],
+            Kind::Bfi { src, .. } => src.iter_mut().collect(),
+            Kind::Compare { src, .. } | Kind::Set { src, .. } | Kind::Select { src, .. } => src.iter_mut().collect(),
+            Kind::Pack { parts, .. } => parts.iter_mut().collect(),
+            Kind::Load { place, .. } | Kind::LoadMatrix { place, .. } => place.base.iter_mut().collect(),
+            Kind::Store { place, src, .. } => place.base.iter_mut().chain(src).collect(),
+            Kind::Atomic { place, src, .. } => place.base.iter_mut().chain(src).collect(),
+            Kind::AsyncCopy { to, from, read, .. } => to.base.iter_mut().chain(&mut from.base).chain(read).collect(),
+            Kind::Barrier { id, threads } => std::iter::once(id).chain(threads).collect(),
+            Kind::WarpBarrier { mask } | Kind::Vote { mask, .. } => vec![mask],
+            Kind::Shuffle { src, mask, .. } => src.iter_mut().chain([mask]).collect(),
+            Kind::Match { src, mask, .. } | Kind::Redux { src, mask, .. } => vec![src, mask],
+            Kind::Mma { a, b, c, .. } => a.iter_mut().chain(b).chain(c).collect(),
+            Kind::MmaF64 { a, b, c, .. } => [a, b].into_iter().chain(c).collect(),
+            Kind::Logic { .. }
+            | Kind::Branch { .. }
+            | Kind::Exit
+            | Kind::ActiveMask { .. }
+            | Kind::AsyncCommit
+            | Kind::AsyncWait { .. }
+            | Kind::Fence { .. }
+            | Kind::Nothing
+            | Kind::Trap
+            | Kind::Unsupported => Vec::new(),
+        }
     }
 }
 
@@ -355,6 +532,10 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
         r32: 0,
         r64: 0,
         predicates: 0,
+        constants32: Vec::new(),
+        constants64: Vec::new(),
+        granule: 3,
+        sequential: false,
         local: 0,
         shared: 0,
         parameters: Vec::new(),
@@ -389,7 +570,9 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
     decoder.body(body)?;
     decoder.resolve()?;
     decoder.push(None, Kind::Exit, 0);
-    Ok(decoder.kernel)
+    let mut kernel = decoder.kernel;
+    kernel.finish();
+    Ok(kernel)
 }
 
 impl<'s> Decoder<'s> {
@@ -541,8 +724,7 @@ impl<'s> Decoder<'s> {
             "%clock" | "%clock64" | "%clock_hi" | "%globaltimer" => Special::Clock,
             "%dynamic_smem_size" => Special::DynamicSharedSize,
             "%total_smem_size" => Special::TotalSharedSize,
-            "WARP_SZ" => return None,
-            _ => return None,
+            _ => Special::EnvReg(base.strip_prefix("%envreg")?.parse().ok()?),
         })
     }
 
@@ -613,6 +795,66 @@ impl<'s> Decoder<'s> {
             }
             Meaning::Predicate(_) => return None,
         })
+    }
+
+    /// `d|p`, or `d` alone.
+    fn with_predicate(&self, operand: &Operand) -> Option<(Dst, Option<u32>)> {
+        match operand {
+            Operand::Pair(d, p) => {
+                let p = self.predicate(&Operand::Name(p.clone()))?;
+                Some((self.dst(&Operand::Name(d.clone()))?, Some(p.register)))
+            }
+            d => Some((self.dst(d)?, None)),
+        }
+    }
+
+    fn mma(&self, modifiers: &[&str], types: &[Type], operands: &[Operand]) -> Option<Kind> {
+        let list = |operand: &Operand, ty: Type| -> Option<Vec<Src>> {
+            match operand {
+                Operand::Vector(parts) => parts.iter().map(|part| self.src(part, ty)).collect(),
+                one => Some(vec![self.src(one, ty)?]),
+            }
+        };
+        let dst: Option<Vec<Dst>> = match &operands[0] {
+            Operand::Vector(parts) => parts.iter().map(|part| self.dst(part)).collect(),
+            one => Some(vec![self.dst(one)?]),
+        };
+        let dst = dst?;
+        if !modifiers.starts_with(&["sync", "aligned"]) || !modifiers.windows(2).any(|w| w == ["row", "col"]) {
+            return None;
+        }
+        let shape = modifiers[2];
+        let [d, left, right, c] = *types else { return None };
+        if left != right || d != c {
+            return None;
+        }
+        if (shape, d, left) == ("m8n8k4", Type::F64, Type::F64) {
+            let (a, b, c) = (list(&operands[1], left)?, list(&operands[2], left)?, list(&operands[3], left)?);
+            let ([a], [b], [c0, c1], [d0, d1]) = (&a[..], &b[..], &c[..], &dst[..]) else { return None };
+            return Some(Kind::MmaF64 { dst: [*d0, *d1], a: *a, b: *b, c: [*c0, *c1] });
+        }
+        let element = match left {
+            Type::F16 => Element::F16,
+            Type::Bf16 => Element::Bf16,
+            Type::Tf32 => Element::Tf32,
+            _ => return None,
+        };
+        let k = match (shape, element) {
+            ("m16n8k16", Element::F16 | Element::Bf16) => 16,
+            ("m16n8k8", _) => 8,
+            ("m16n8k4", Element::Tf32) => 4,
+            _ => return None,
+        };
+        let narrow = match (d, element) {
+            (Type::F32, _) => false,
+            (Type::F16, Element::F16) => true,
+            _ => return None,
+        };
+        let mma = Mma { element, k, narrow };
+        let bits = Type::Bits(4);
+        let (a, b, c) = (list(&operands[1], bits)?, list(&operands[2], bits)?, list(&operands[3], d)?);
+        let fits = (a.len(), b.len(), c.len()) == mma.registers() && dst.len() == c.len();
+        fits.then_some(Kind::Mma { mma, dst, a, b, c })
     }
 
     fn instruction(&mut self, instruction: &'s Instruction) -> Result<()> {
@@ -789,18 +1031,18 @@ impl<'s> Decoder<'s> {
             "ld" | "ldu" => {
                 let (place, _) = self.place(&operands[1], space)?;
                 let dst: Option<Vec<Dst>> = vector(&operands[0]).iter().map(|part| self.dst(part)).collect();
-                Kind::Load { place, ty: ty?, dst: dst? }
+                Kind::Load { place, ty: ty?, dst: dst?, order: order(&modifiers) }
             }
             "st" => {
                 let (place, _) = self.place(&operands[0], space)?;
                 let src: Option<Vec<Src>> = vector(&operands[1]).iter().map(|part| self.src(part, ty?)).collect();
-                Kind::Store { place, ty: ty?, src: src? }
+                Kind::Store { place, ty: ty?, src: src?, order: order(&modifiers) }
             }
             "atom" | "red" => {
                 let returns = usize::from(name == "atom");
                 let op = modifiers.iter().find_map(|m| {
                     Some(match *m {
-                        "add" if matches!(ty, Some(Type::F32 | Type::F64)) => Atomic::FloatAdd,
+                        "add" if !matches!(ty, Some(Type::Signed(_) | Type::Unsigned(_))) => Atomic::FloatAdd,
                         "add" => Atomic::Add,
                         "min" => Atomic::Min,
                         "max" => Atomic::Max,
@@ -814,13 +1056,22 @@ impl<'s> Decoder<'s> {
                         _ => return None,
                     })
                 })?;
-                if !matches!(ty?.size(), 4 | 8) || matches!(ty?, Type::F16x2 | Type::Bf16x2) {
+                let known = match op {
+                    Atomic::FloatAdd => !matches!(ty?, Type::Bits(_)),
+                    Atomic::CompareAndSwap => matches!(ty?.size(), 2 | 4 | 8),
+                    _ => matches!(ty?, Type::Bits(4 | 8) | Type::Unsigned(4 | 8) | Type::Signed(4 | 8)),
+                };
+                if !known {
                     return None;
                 }
+                let order = match order(&modifiers) {
+                    Order::Weak => Order::Strong,
+                    other => other,
+                };
                 let (place, _) = self.place(&operands[returns], space)?;
                 let dst = if returns == 1 { self.dst(&operands[0])? } else { Dst::None };
                 let second = operands.get(returns + 2).and_then(|o| self.src(o, ty?)).unwrap_or(zero);
-                Kind::Atomic { op, place, ty: ty?, dst, src: [self.src(&operands[returns + 1], ty?)?, second] }
+                Kind::Atomic { op, place, ty: ty?, dst, src: [self.src(&operands[returns + 1], ty?)?, second], order }
             }
             "cvt" => {
                 let (&to, &from) = (types.first()?, types.get(1)?);
@@ -900,7 +1151,57 @@ impl<'s> Decoder<'s> {
                 let threads = operands.get(1).and_then(|o| self.src(o, Type::Unsigned(4)));
                 Kind::Barrier { id: self.src(&operands[0], Type::Unsigned(4))?, threads }
             }
-            "membar" | "fence" => Kind::Fence,
+            "membar" | "fence" => Kind::Fence { grid: !has("cta") && !has("cluster") && !has("proxy") },
+            "isspacep" => Kind::IsSpace {
+                space: space?,
+                dst: self.predicate(&operands[0])?.register,
+                src: self.src(&operands[1], Type::Bits(8))?,
+            },
+            "match" if has("sync") => {
+                let (dst, p) = self.with_predicate(&operands[0])?;
+                let (src, mask) = (self.src(&operands[1], ty?)?, self.src(&operands[2], Type::Unsigned(4))?);
+                Kind::Match { all: has("all"), dst, p, src, mask }
+            }
+            "redux" if has("sync") => {
+                let signed = matches!(ty?, Type::Signed(4));
+                let op = match *modifiers.get(1)? {
+                    "add" => Redux::Add,
+                    "and" => Redux::And,
+                    "or" => Redux::Or,
+                    "xor" => Redux::Xor,
+                    "min" if signed => Redux::MinSigned,
+                    "max" if signed => Redux::MaxSigned,
+                    "min" if ty? == Type::Unsigned(4) => Redux::MinUnsigned,
+                    "max" if ty? == Type::Unsigned(4) => Redux::MaxUnsigned,
+                    _ => return None,
+                };
+                let (src, mask) = (self.src(&operands[1], ty?)?, self.src(&operands[2], Type::Unsigned(4))?);
+                Kind::Redux { op, dst: self.dst(&operands[0])?, src, mask }
+            }
+            "mma" => self.mma(&modifiers, &types, operands)?,
+            "ldmatrix" if has("m8n8") && has("b16") => {
+                let dst: Option<Vec<Dst>> = vector(&operands[0]).iter().map(|part| self.dst(part)).collect();
+                let place = self.place(&operands[1], space)?.0;
+                Kind::LoadMatrix { dst: dst.filter(|d| matches!(d.len(), 1 | 2 | 4))?, place, transposed: has("trans") }
+            }
+            "cp" if modifiers == ["async", "commit_group"] => Kind::AsyncCommit,
+            "cp" if modifiers == ["async", "wait_all"] => Kind::AsyncWait { groups: None },
+            "cp" if modifiers == ["async", "wait_group"] => {
+                let Operand::Integer(groups) = operands[0] else { return None };
+                Kind::AsyncWait { groups: Some(groups as u32) }
+            }
+            "cp" if has("async") && (has("ca") || has("cg")) && !has("bulk") => {
+                let Operand::Integer(size @ (4 | 8 | 16)) = operands[2] else { return None };
+                let read = match operands.get(3) {
+                    Some(read) if !has("L2::cache_hint") || operands.len() > 4 => {
+                        Some(self.src(read, Type::Unsigned(4))?)
+                    }
+                    _ => None,
+                };
+                let to = self.place(&operands[0], Some(Space::Shared))?.0;
+                let from = self.place(&operands[1], Some(Space::Global))?.0;
+                Kind::AsyncCopy { to, from, size: size as usize, read }
+            }
             "shfl" if has("sync") => {
                 let (dst, valid) = match &operands[0] {
                     Operand::Pair(d, p) => {
@@ -965,6 +1266,22 @@ impl<'s> Decoder<'s> {
                 }
             }
         })
+    }
+}
+
+/// How a load or store is ordered.
+fn order(modifiers: &[&str]) -> Order {
+    let has = |wanted: &str| modifiers.contains(&wanted);
+    if has("acq_rel") {
+        Order::AcquireRelease
+    } else if has("acquire") {
+        Order::Acquire
+    } else if has("release") {
+        Order::Release
+    } else if has("relaxed") || has("volatile") || has("mmio") {
+        Order::Strong
+    } else {
+        Order::Weak
     }
 }
 
