@@ -65,16 +65,3 @@ extern "C" __global__ void compact(const int* in, int* out, int* count, int n) {
     base = __shfl_sync(~0u, base, 0);
     if (keep) out[base + __popc(ballot & ((1u << lane) - 1))] = in[i];
 }
-
-// A loop of loads and multiply-adds: what the speed is measured on.
-extern "C" __global__ void fma_loop(const float* x, float* y, int rounds) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    float a = x[i], b = a;
-    for (int r = 0; r < rounds; ++r) {
-        float v = x[(i + r) & 1023];
-        a = fmaf(a, 0.999f, v);
-        b = fmaf(b, 0.998f, a);
-        a = fmaf(b, 0.001f, a);
-    }
-    y[i] = a + b;
-}

@@ -95,12 +95,18 @@ impl Iterator for Lanes {
     }
 }
 
+/// Whether each lane's bytes follow on the last one's.
+#[inline]
+fn in_line(addresses: &L64, size: u64) -> bool {
+    let first = addresses[0];
+    (0..LANES).fold(0, |off, lane| off | (addresses[lane] ^ first.wrapping_add(lane as u64 * size))) == 0
+}
+
 /// Sectors of 32 bytes that a warp's access touches.
 pub(crate) fn sectors(active: u32, addresses: &L64, size: usize) -> u64 {
     let size = size as u64;
     let first = addresses[0];
-    let in_line =
-        active == u32::MAX && (0..LANES).all(|lane| addresses[lane] == first.wrapping_add(lane as u64 * size));
+    let in_line = active == u32::MAX && in_line(addresses, size);
     if in_line {
         return (first.wrapping_add(size * LANES as u64 - 1) / 32).wrapping_sub(first / 32) + 1;
     }
@@ -121,6 +127,9 @@ pub(crate) fn sectors(active: u32, addresses: &L64, size: usize) -> u64 {
 /// Cycles beyond one for each phase of a warp's access to shared memory. 32 lanes go at once with 4 bytes each, 16 with 8 and 8 with 16; lanes
 /// that want the same word share it.
 pub(crate) fn conflicts(active: u32, addresses: &L64, size: usize) -> u64 {
+    if size >= 4 && active == u32::MAX && in_line(addresses, size as u64) {
+        return 0;
+    }
     let words = size.div_ceil(4);
     let together = LANES / words;
     let mut extra = 0;

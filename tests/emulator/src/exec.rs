@@ -649,8 +649,30 @@ impl<'g> Run<'g> {
                 warp.put64(*dst, active, &value);
                 Ok(Next::On)
             }
+            Kind::ConvertLanes { op, dst, src } => {
+                let value = op(&warp.get64(*src));
+                warp.put64(*dst, active, &value);
+                Ok(Next::On)
+            }
             // What nobody does has no effect, on others or on what they know.
             _ if active == 0 => Ok(Next::On),
+            Kind::Compare { op, flush, p, q, src, with } => {
+                let holds = compare(warp, *op, *flush, *src);
+                let combine = |value: u32| match with {
+                    None => value,
+                    Some((Logic::And, by)) => value & warp.predicate(*by),
+                    Some((Logic::Or, by)) => value | warp.predicate(*by),
+                    Some((Logic::Xor, by)) => value ^ warp.predicate(*by),
+                };
+                let (yes, no) = (combine(holds), combine(!holds));
+                if let Some(p) = p {
+                    warp.put_predicate(*p, active, yes);
+                }
+                if let Some(q) = q {
+                    warp.put_predicate(*q, active, no);
+                }
+                Ok(Next::On)
+            }
             Kind::Load { place, ty, dst, order } => {
                 let sleep = self.load(warp, pc, active, place, *ty, dst, *order, world)?;
                 let own = matches!(place.space, Some(Space::Param | Space::Local | Space::Const));
@@ -738,22 +760,6 @@ impl<'g> Run<'g> {
                     })
                 });
                 warp.put32(*dst, active, &value);
-            }
-            Kind::Compare { op, flush, p, q, src, with } => {
-                let holds = compare(warp, *op, *flush, *src);
-                let combine = |value: u32| match with {
-                    None => value,
-                    Some((Logic::And, by)) => value & warp.predicate(*by),
-                    Some((Logic::Or, by)) => value | warp.predicate(*by),
-                    Some((Logic::Xor, by)) => value ^ warp.predicate(*by),
-                };
-                let (yes, no) = (combine(holds), combine(!holds));
-                if let Some(p) = p {
-                    warp.put_predicate(*p, active, yes);
-                }
-                if let Some(q) = q {
-                    warp.put_predicate(*q, active, no);
-                }
             }
             Kind::Set { op, flush, float, dst, src } => {
                 let holds = compare(warp, *op, *flush, *src);
@@ -984,6 +990,9 @@ impl<'g> Run<'g> {
                     return Err(LaneFault { kind, lane: active.trailing_zeros() as usize });
                 };
                 value = [bytes.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte)); LANES];
+            } else if order == Order::Weak && place.space == Some(Space::Global) {
+                let loaded = self.memory.load_lanes(Lanes(active), &addresses, (i * size) as u64, size, &warp.clock);
+                value = loaded.map_err(|(lane, kind)| LaneFault { kind, lane })?;
             } else {
                 for lane in Lanes(active) {
                     let address = addresses[lane].wrapping_add((i * size) as u64);
@@ -1319,9 +1328,14 @@ fn compare(warp: &Warp, op: lanes::Compare, flush: bool, src: [Src; 2]) -> u32 {
 /// A vector is aligned as a whole, though its elements are accessed one by one.
 #[inline]
 fn check_aligned(active: u32, addresses: &L64, size: usize) -> Result<(), LaneFault> {
+    // Sizes are powers of two, but for vectors of three, which there are none of.
+    let low = size as u64 - 1;
+    if active == u32::MAX && addresses.iter().fold(0, |any, address| any | address) & low == 0 {
+        return Ok(());
+    }
     for lane in Lanes(active) {
         let address = addresses[lane];
-        if !address.is_multiple_of(size as u64) {
+        if address & low != 0 {
             return Err(LaneFault { kind: FaultKind::Misaligned { address, size }, lane });
         }
     }

@@ -183,6 +183,28 @@ macro_rules! short {
     };
 }
 
+/// f32 multiply-adds of all lanes, vectorised for the processor that runs.
+struct MultiplyAdds<'l>(&'l L32, &'l L32, &'l L32);
+
+impl pulp::NullaryFnOnce for MultiplyAdds<'_> {
+    type Output = L32;
+
+    // A closure's call is not inlined here, and without that the compiler calls a function for each lane.
+    #[inline(always)]
+    fn call(self) -> L32 {
+        let Self(a, b, c) = self;
+        let mut d = [0; LANES];
+        for i in 0..LANES {
+            d[i] = f32::from_bits(a[i]).mul_add(f32::from_bits(b[i]), f32::from_bits(c[i])).to_bits();
+        }
+        d
+    }
+}
+
+fn fma_f32(a: &L32, b: &L32, c: &L32) -> L32 {
+    pulp::Arch::new().dispatch(MultiplyAdds(a, b, c))
+}
+
 /// Whether a modifier is among an opcode's.
 fn has(modifiers: &[&str], wanted: &str) -> bool {
     modifiers.contains(&wanted)
@@ -199,7 +221,7 @@ pub(crate) fn op32(name: &str, modifiers: &[&str], ty: Type) -> Option<Op32> {
         ("add", F32) => f32s!(|a, b, c| a + b),
         ("sub", F32) => f32s!(|a, b, c| a - b),
         ("mul", F32) => f32s!(|a, b, c| a * b),
-        ("fma" | "mad", F32) => f32s!(|a, b, c| a.mul_add(b, c)),
+        ("fma" | "mad", F32) => fma_f32,
         ("div", F32) => f32s!(|a, b, c| a / b),
         ("min", F32) => f32s!(|a, b, c| min_f32(a, b)),
         ("max", F32) => f32s!(|a, b, c| max_f32(a, b)),
@@ -610,6 +632,38 @@ pub(crate) fn convert(modifiers: &[&str], to: Type, from: Type, value: u64) -> O
         _ if value.unsigned_abs() < 1 << 53 => to_float(value as f64),
         _ => None,
     }
+}
+
+/// A conversion of all lanes
+pub(crate) type Conversion = fn(&L64) -> L64;
+
+/// The conversions that kernels are full of; [`convert`] knows the rest.
+pub(crate) fn conversion(modifiers: &[&str], to: Type, from: Type) -> Option<Conversion> {
+    use Type::{Bf16, F16, F32, Signed, Unsigned};
+    if ["sat", "relu", "ftz", "rz", "rm", "rp", "rzi", "rni", "rmi", "rpi"].iter().any(|m| has(modifiers, m)) {
+        return None;
+    }
+    macro_rules! each {
+        (|$v:ident| $value:expr) => {{
+            fn lanes(from: &L64) -> L64 {
+                from.map(|$v| $value)
+            }
+            lanes as Conversion
+        }};
+    }
+    Some(match (to, from) {
+        (Signed(8) | Unsigned(8), Signed(4)) => each!(|v| v as i32 as u64),
+        (Signed(8) | Unsigned(8), Unsigned(4)) => each!(|v| u64::from(v as u32)),
+        (Signed(4) | Unsigned(4), Signed(4 | 8) | Unsigned(4 | 8)) => each!(|v| u64::from(v as u32)),
+        (Signed(4) | Unsigned(4), Unsigned(2)) => each!(|v| u64::from(v as u16)),
+        (F32, Signed(4)) => each!(|v| u64::from((v as i32 as f32).to_bits())),
+        (F32, Unsigned(4)) => each!(|v| u64::from((v as u32 as f32).to_bits())),
+        (F32, F16) => each!(|v| u64::from(f16::from_bits(v as u16).to_f32().to_bits())),
+        (F32, Bf16) => each!(|v| v << 16 & 0xffff_0000),
+        (F16, F32) => each!(|v| u64::from(f16::from_f32(f32::from_bits(v as u32)).to_bits())),
+        (Bf16, F32) => each!(|v| u64::from(bf16::from_f32(f32::from_bits(v as u32)).to_bits())),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -8,9 +8,11 @@
 mod count;
 mod error;
 mod exec;
+mod gpu;
 mod lanes;
 mod launch;
 mod memory;
+pub mod nvcc;
 mod order;
 mod program;
 mod shared;
@@ -19,6 +21,7 @@ mod tensor;
 
 pub use count::Counters;
 pub use error::{Error, Fault, FaultKind, Result};
+pub use gpu::{Gpu, Plain};
 pub use launch::{LaunchConfig, Limits, Module};
 pub use memory::Memory;
 pub use program::Kernel;

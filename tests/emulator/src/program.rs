@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
-use crate::lanes::{self, Compare, Op32, Op64};
+use crate::lanes::{self, Compare, Conversion, Op32, Op64};
 use crate::syntax::{Function, Instruction, Operand, Source, Space, Statement, Type, Variable};
 use crate::tensor::{Element, Mma};
 
@@ -158,6 +158,11 @@ pub(crate) enum Kind {
         op: Op64,
         dst: Dst,
         src: [Src; 3],
+    },
+    ConvertLanes {
+        op: Conversion,
+        dst: Dst,
+        src: Src,
     },
     Convert {
         modifiers: Vec<String>,
@@ -433,6 +438,7 @@ impl Kind {
         match self {
             Kind::Op32 { src, .. } | Kind::Op64 { src, .. } | Kind::Lop3 { src, .. } => src.iter_mut().collect(),
             Kind::Convert { src, .. }
+            | Kind::ConvertLanes { src, .. }
             | Kind::Unpack { src, .. }
             | Kind::ToGeneric { src, .. }
             | Kind::IsSpace { src, .. } => vec![src],
@@ -1079,6 +1085,10 @@ impl<'s> Decoder<'s> {
                     return None;
                 }
                 lanes::convert(&modifiers, to, from, 0)?; // known at all
+                if let Some(op) = lanes::conversion(&modifiers, to, from) {
+                    let (dst, src) = (self.dst(&operands[0])?, self.src(&operands[1], from)?);
+                    return Some(Kind::ConvertLanes { op, dst, src });
+                }
                 let modifiers = instruction.opcode[1..].to_vec();
                 Kind::Convert { modifiers, to, from, dst: self.dst(&operands[0])?, src: self.src(&operands[1], from)? }
             }

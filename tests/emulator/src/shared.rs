@@ -87,7 +87,7 @@ impl Shared {
             let near = Some(format!("the block has {} bytes", self.bytes.len()));
             return Err(FaultKind::OutOfBounds { space: "shared", address, size, near });
         }
-        if !address.is_multiple_of(size as u64) {
+        if address & (size as u64 - 1) != 0 {
             return Err(FaultKind::Misaligned { address, size });
         }
         Ok(address as usize)

@@ -68,7 +68,7 @@ impl Mma {
                 };
             }
         }
-        multiply(&left, &right, &mut sums, self.k);
+        Arch::new().dispatch(Multiply { a: &left, b: &right, c: &mut sums, k: self.k });
         let mut d = [[0; LANES]; 4];
         for lane in 0..LANES {
             for i in 0..4 {
@@ -84,21 +84,28 @@ impl Mma {
     }
 }
 
-fn multiply(a: &[[f32; MOST_K]; M], b: &[[f32; N]; MOST_K], c: &mut [[f32; N]; M], k: usize) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for i in 0..M {
-                let mut sum = c[i];
-                for p in 0..k {
-                    for j in 0..N {
-                        sum[j] = a[i][p].mul_add(b[p][j], sum[j]);
-                    }
+struct Multiply<'m> {
+    a: &'m [[f32; MOST_K]; M],
+    b: &'m [[f32; N]; MOST_K],
+    c: &'m mut [[f32; N]; M],
+    k: usize,
+}
+
+impl pulp::NullaryFnOnce for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for i in 0..M {
+            let mut sum = self.c[i];
+            for p in 0..self.k {
+                for j in 0..N {
+                    sum[j] = self.a[i][p].mul_add(self.b[p][j], sum[j]);
                 }
-                c[i] = sum;
             }
-        },
-    );
+            self.c[i] = sum;
+        }
+    }
 }
 
 /// `mma.sync.m8n8k4` in f64: D = A·B + C, in the order of k, rounded at each step.

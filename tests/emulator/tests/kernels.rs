@@ -1,115 +1,21 @@
 //! Kernels as nvcc compiles them: results against the host's, faults against their correct twins.
 #![allow(missing_docs)]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
+mod common;
 
-use ptx_emulator::{Counters, Error, Fault, FaultKind, LaunchConfig, Limits, Memory, Module};
+use common::ptx;
+use ptx_emulator::{Counters, Error, Fault, FaultKind, Gpu, LaunchConfig};
 
-/// Where nvcc is: CUDA_HOME, then the PATH, then what `toolkit.sh` installs under `target/`.
-fn nvcc() -> Option<PathBuf> {
-    if let Some(home) = std::env::var_os("CUDA_HOME") {
-        return Some(Path::new(&home).join("bin/nvcc"));
-    }
-    if Command::new("nvcc").arg("--version").output().is_ok_and(|out| out.status.success()) {
-        return Some("nvcc".into());
-    }
-    let out = Command::new("sh").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/toolkit.sh")).output().ok()?;
-    if !out.status.success() {
-        println!("{}", String::from_utf8_lossy(&out.stderr));
-        return None;
-    }
-    Some(Path::new(String::from_utf8_lossy(&out.stdout).trim()).join("bin/nvcc"))
+fn launch(
+    gpu: &Gpu,
+    name: &str,
+    grid: [u32; 3],
+    block: [u32; 3],
+    dynamic_shared: usize,
+    parameters: &[&[u8]],
+) -> Result<Counters, Error> {
+    gpu.launch(name, LaunchConfig { grid, block, dynamic_shared, ..Default::default() }, parameters)
 }
-
-/// PTX of a file of `kernels/`, compiled once; none, with the reason printed, where there is no nvcc.
-fn ptx(name: &'static str) -> Option<String> {
-    static COMPILED: Mutex<BTreeMap<&str, Option<String>>> = Mutex::new(BTreeMap::new());
-    COMPILED.lock().unwrap().entry(name).or_insert_with(|| compile(name)).clone()
-}
-
-fn compile(name: &str) -> Option<String> {
-    let Some(nvcc) = nvcc() else {
-        println!("SKIPPED {name}: no nvcc, and toolkit.sh could not install one");
-        return None;
-    };
-    let source = format!("{}/kernels/{name}.cu", env!("CARGO_MANIFEST_DIR"));
-    let target = std::env::temp_dir().join(format!("ptx-emulator-{name}-{}.ptx", std::process::id()));
-    let out =
-        Command::new(nvcc).args(["-ptx", "-arch=compute_80", "-lineinfo", "-o"]).arg(&target).arg(&source).output();
-    let out = out.expect("nvcc runs");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let text = std::fs::read_to_string(&target).expect("what nvcc wrote");
-    let _ = std::fs::remove_file(&target);
-    Some(text)
-}
-
-struct Gpu {
-    memory: Memory,
-    module: Module,
-    seed: u64,
-}
-
-impl Gpu {
-    fn new(ptx: &str) -> Self {
-        let mut memory = Memory::new(1 << 30);
-        let module = Module::load(ptx, &mut memory).expect("a module");
-        Self { memory, module, seed: 1 }
-    }
-
-    fn alloc(&mut self, bytes: usize) -> u64 {
-        self.memory.allocate(bytes).unwrap()
-    }
-
-    fn upload<T: Copy + Bytes>(&mut self, values: &[T]) -> u64 {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.bytes()).collect();
-        let address = self.alloc(bytes.len());
-        self.memory.write(address, &bytes).unwrap();
-        address
-    }
-
-    fn download<T: Bytes>(&self, address: u64, count: usize) -> Vec<T> {
-        let mut bytes = vec![0; count * T::SIZE];
-        self.memory.read(address, &mut bytes).unwrap();
-        bytes.chunks(T::SIZE).map(T::from_bytes).collect()
-    }
-
-    fn launch(
-        &self,
-        name: &str,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared: usize,
-        parameters: &[&[u8]],
-    ) -> Result<Counters, Error> {
-        let kernel = self.module.kernel(name)?;
-        let config = LaunchConfig { grid, block, dynamic_shared: shared, seed: self.seed, ..Default::default() };
-        self.module.launch(&kernel, &config, parameters, &self.memory, &Limits::default())
-    }
-}
-
-trait Bytes {
-    const SIZE: usize;
-    fn bytes(&self) -> Vec<u8>;
-    fn from_bytes(bytes: &[u8]) -> Self;
-}
-
-macro_rules! bytes {
-    ($($t:ty),*) => {$(
-        impl Bytes for $t {
-            const SIZE: usize = size_of::<$t>();
-            fn bytes(&self) -> Vec<u8> {
-                self.to_le_bytes().to_vec()
-            }
-            fn from_bytes(bytes: &[u8]) -> Self {
-                <$t>::from_le_bytes(bytes.try_into().unwrap())
-            }
-        }
-    )*};
-}
-bytes!(f32, f64, u32, i32);
 
 fn values(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919 + 13) % 1009) as f32 / 101.0 - 5.0).collect()
@@ -119,14 +25,14 @@ fn values(n: usize) -> Vec<f32> {
 fn saxpy_for_any_size() {
     let Some(ptx) = ptx("basic") else { return };
     for n in [1, 31, 32, 33, 255, 256, 1000] {
-        let mut gpu = Gpu::new(&ptx);
+        let gpu = Gpu::new(&ptx).unwrap();
         let (x, y) = (values(n), values(2 * n)[n..].to_vec());
         let (dx, dy) = (gpu.upload(&x), gpu.upload(&y));
         let parameters: [&[u8]; 4] =
             [&dx.to_le_bytes(), &dy.to_le_bytes(), &2.5f32.to_le_bytes(), &(n as i32).to_le_bytes()];
-        gpu.launch("saxpy", [n.div_ceil(128) as u32, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
+        launch(&gpu, "saxpy", [n.div_ceil(128) as u32, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
         let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| 2.5f32.mul_add(*x, *y)).collect();
-        assert_eq!(gpu.download::<f32>(dy, n), expected);
+        assert_eq!(gpu.download::<f32>(dy, n).unwrap(), expected);
     }
 }
 
@@ -136,12 +42,12 @@ fn reduction_in_any_order() {
     let n = 10_000;
     let x: Vec<f32> = (0..n).map(|i| (i % 13) as f32).collect(); // sums are exact, whatever their order
     for seed in 1..6 {
-        let mut gpu = Gpu::new(&ptx);
+        let gpu = Gpu::new(&ptx).unwrap();
         gpu.seed = seed;
         let (dx, out) = (gpu.upload(&x), gpu.upload(&[0f32]));
         let parameters: [&[u8]; 3] = [&dx.to_le_bytes(), &out.to_le_bytes(), &(n as i64).to_le_bytes()];
-        let counters = gpu.launch("reduce", [7, 1, 1], [256, 1, 1], 0, &parameters).unwrap();
-        assert_eq!(gpu.download::<f32>(out, 1), [x.iter().sum::<f32>()]);
+        let counters = launch(&gpu, "reduce", [7, 1, 1], [256, 1, 1], 0, &parameters).unwrap();
+        assert_eq!(gpu.download::<f32>(out, 1).unwrap(), [x.iter().sum::<f32>()]);
         assert_eq!(counters.barriers, 7);
         assert_eq!(counters.global_read, 4 * n as u64);
     }
@@ -150,11 +56,11 @@ fn reduction_in_any_order() {
 #[test]
 fn divergent_loops() {
     let Some(ptx) = ptx("basic") else { return };
-    let mut gpu = Gpu::new(&ptx);
+    let gpu = Gpu::new(&ptx).unwrap();
     let start: Vec<u32> = (1..=1000).map(|i| i * 37 % 4001 + 1).collect();
-    let (a, b) = (gpu.upload(&start), gpu.alloc(4000));
+    let (a, b) = (gpu.upload(&start), gpu.allocate(4000));
     let parameters: [&[u8]; 3] = [&a.to_le_bytes(), &b.to_le_bytes(), &1000i32.to_le_bytes()];
-    gpu.launch("collatz", [8, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
+    launch(&gpu, "collatz", [8, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
     let steps = |mut v: u64| {
         let mut count = 0u32;
         while v != 1 {
@@ -164,20 +70,20 @@ fn divergent_loops() {
         count
     };
     let expected: Vec<u32> = start.iter().map(|&v| steps(u64::from(v))).collect();
-    assert_eq!(gpu.download::<u32>(b, 1000), expected);
+    assert_eq!(gpu.download::<u32>(b, 1000).unwrap(), expected);
 }
 
 #[test]
 fn transposition_through_dynamic_shared_memory() {
     let Some(ptx) = ptx("basic") else { return };
     let (rows, cols) = (70usize, 45usize);
-    let mut gpu = Gpu::new(&ptx);
+    let gpu = Gpu::new(&ptx).unwrap();
     let x = values(rows * cols);
-    let (a, b) = (gpu.upload(&x), gpu.alloc(4 * rows * cols));
+    let (a, b) = (gpu.upload(&x), gpu.allocate(4 * rows * cols));
     let parameters: [&[u8]; 4] =
         [&a.to_le_bytes(), &b.to_le_bytes(), &(rows as i32).to_le_bytes(), &(cols as i32).to_le_bytes()];
-    let counters = gpu.launch("transpose", [2, 3, 1], [32, 32, 1], 4 * 33 * 32, &parameters).unwrap();
-    let out = gpu.download::<f32>(b, rows * cols);
+    let counters = launch(&gpu, "transpose", [2, 3, 1], [32, 32, 1], 4 * 33 * 32, &parameters).unwrap();
+    let out = gpu.download::<f32>(b, rows * cols).unwrap();
     for i in 0..rows {
         for j in 0..cols {
             assert_eq!(out[j * rows + i], x[i * cols + j]);
@@ -190,12 +96,12 @@ fn transposition_through_dynamic_shared_memory() {
 fn device_library() {
     let Some(ptx) = ptx("basic") else { return };
     let n = 300;
-    let mut gpu = Gpu::new(&ptx);
+    let gpu = Gpu::new(&ptx).unwrap();
     let x = values(n);
-    let (a, b, c) = (gpu.upload(&x), gpu.alloc(4 * n), gpu.alloc(8 * n));
+    let (a, b, c) = (gpu.upload(&x), gpu.allocate(4 * n), gpu.allocate(8 * n));
     let parameters: [&[u8]; 4] = [&a.to_le_bytes(), &b.to_le_bytes(), &c.to_le_bytes(), &(n as i32).to_le_bytes()];
-    gpu.launch("functions", [3, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
-    let (y, z) = (gpu.download::<f32>(b, n), gpu.download::<f64>(c, n));
+    launch(&gpu, "functions", [3, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
+    let (y, z) = (gpu.download::<f32>(b, n).unwrap(), gpu.download::<f64>(c, n).unwrap());
     for i in 0..n {
         let v = f64::from(x[i]);
         let scaled = f64::from(x[i] * 1e6);
@@ -210,14 +116,14 @@ fn device_library() {
 fn votes_and_lane_masks() {
     let Some(ptx) = ptx("basic") else { return };
     let n = 500;
-    let mut gpu = Gpu::new(&ptx);
+    let gpu = Gpu::new(&ptx).unwrap();
     let x: Vec<i32> = (0..n).map(|i| (i * 31 % 17) - 8).collect();
-    let (a, b, count) = (gpu.upload(&x), gpu.alloc(4 * n as usize), gpu.upload(&[0i32]));
+    let (a, b, count) = (gpu.upload(&x), gpu.allocate(4 * n as usize), gpu.upload(&[0i32]));
     let parameters: [&[u8]; 4] = [&a.to_le_bytes(), &b.to_le_bytes(), &count.to_le_bytes(), &n.to_le_bytes()];
-    gpu.launch("compact", [4, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
+    launch(&gpu, "compact", [4, 1, 1], [128, 1, 1], 0, &parameters).unwrap();
     let mut expected: Vec<i32> = x.into_iter().filter(|&v| v > 0).collect();
-    let found = gpu.download::<i32>(count, 1)[0] as usize;
-    let mut actual = gpu.download::<i32>(b, found);
+    let found = gpu.download::<i32>(count, 1).unwrap()[0] as usize;
+    let mut actual = gpu.download::<i32>(b, found).unwrap();
     expected.sort_unstable();
     actual.sort_unstable();
     assert_eq!(actual, expected);
@@ -233,14 +139,14 @@ fn fault(result: Result<Counters, Error>) -> Fault {
 /// Runs a correct kernel and its faulty twin; gives the fault.
 fn twins(ptx: &str, name: &str, block: u32, extra: &[&[u8]], floats: usize) -> Fault {
     let run = |name: &str, extra: &[&[u8]]| {
-        let mut gpu = Gpu::new(ptx);
-        let y = gpu.alloc(4 * floats);
+        let gpu = Gpu::new(ptx).unwrap();
+        let y = gpu.allocate(4 * floats);
         let y = y.to_le_bytes();
         let mut parameters: Vec<&[u8]> = vec![&y];
         parameters.extend(extra);
         let count = gpu.module.kernel(name).unwrap().parameters.len();
         parameters.truncate(count);
-        gpu.launch(name, [1, 1, 1], [block, 1, 1], 0, &parameters)
+        launch(&gpu, name, [1, 1, 1], [block, 1, 1], 0, &parameters)
     };
     let ok = run(&format!("{name}_ok"), extra);
     assert!(ok.is_ok(), "{name}_ok: {}", ok.unwrap_err());
@@ -276,9 +182,9 @@ fn faults_are_reported_and_their_twins_are_not() {
 #[test]
 fn memory_mistakes_across_launches() {
     let Some(ptx) = ptx("faulty") else { return };
-    let mut gpu = Gpu::new(&ptx);
-    let (x, y) = (gpu.alloc(128), gpu.alloc(128));
-    let run = |gpu: &Gpu| gpu.launch("unwritten_ok", [1, 1, 1], [32, 1, 1], 0, &[&x.to_le_bytes(), &y.to_le_bytes()]);
+    let gpu = Gpu::new(&ptx).unwrap();
+    let (x, y) = (gpu.allocate(128), gpu.allocate(128));
+    let run = |gpu: &Gpu| launch(&gpu, "unwritten_ok", [1, 1, 1], [32, 1, 1], 0, &[&x.to_le_bytes(), &y.to_le_bytes()]);
     assert!(matches!(fault(run(&gpu)).kind, FaultKind::Uninitialised { space: "global", .. }));
     gpu.memory.write(x, &[0; 128]).unwrap();
     run(&gpu).unwrap();
@@ -286,7 +192,7 @@ fn memory_mistakes_across_launches() {
     assert!(matches!(fault(run(&gpu)).kind, FaultKind::UseAfterFree { .. }));
     let seven = gpu.upload(&[7i32]);
     assert!(matches!(
-        fault(gpu.launch("trap_ok", [1, 1, 1], [1, 1, 1], 0, &[&seven.to_le_bytes()])).kind,
+        fault(launch(&gpu, "trap_ok", [1, 1, 1], [1, 1, 1], 0, &[&seven.to_le_bytes()])).kind,
         FaultKind::Trap
     ));
 }
@@ -294,47 +200,26 @@ fn memory_mistakes_across_launches() {
 #[test]
 fn launches_that_a_device_refuses() {
     let Some(ptx) = ptx("basic") else { return };
-    let mut gpu = Gpu::new(&ptx);
+    let gpu = Gpu::new(&ptx).unwrap();
     let x = gpu.upload(&[1f32; 8]);
     let p = x.to_le_bytes();
     let all: [&[u8]; 4] = [&p, &p, &[0; 4], &[0; 4]];
     let text = |result: Result<Counters, Error>| result.unwrap_err().to_string();
-    let launch = |grid, block, shared, parameters: &[&[u8]]| gpu.launch("saxpy", grid, block, shared, parameters);
-    assert!(text(launch([1, 1, 1], [1025, 1, 1], 0, &all)).contains("a block of [1025, 1, 1]"));
-    assert!(text(launch([1, 1, 1], [32, 33, 1], 0, &all)).contains("1056 threads a block, at most 1024"));
+    let saxpy = |grid, block, shared, parameters: &[&[u8]]| launch(&gpu, "saxpy", grid, block, shared, parameters);
+    assert!(text(saxpy([1, 1, 1], [1025, 1, 1], 0, &all)).contains("a block of [1025, 1, 1]"));
+    assert!(text(saxpy([1, 1, 1], [32, 33, 1], 0, &all)).contains("1056 threads a block, at most 1024"));
     assert!(
-        text(launch([1, u32::MAX, u32::MAX], [32, 1, 1], 0, &all))
+        text(saxpy([1, u32::MAX, u32::MAX], [32, 1, 1], 0, &all))
             .contains("a grid of [1, 4294967295, 4294967295], at most")
     );
-    assert!(text(launch([1, 1, 1], [1, 1, 65], 0, &all)).contains("a block of [1, 1, 65], at most [1024, 1024, 64]"));
-    assert!(text(launch([1, 1, 1], [32, 1, 1], usize::MAX, &all)).contains("bytes of shared memory a block"));
-    assert!(text(launch([0, 1, 1], [32, 1, 1], 0, &all)).contains("0 blocks"));
-    assert!(text(launch([1, 1, 1], [32, 1, 1], 1 << 20, &all)).contains("bytes of shared memory a block"));
-    assert!(text(launch([1, 1, 1], [32, 1, 1], 0, &all[..3])).contains("takes 4 parameters, 3 are given"));
+    assert!(text(saxpy([1, 1, 1], [1, 1, 65], 0, &all)).contains("a block of [1, 1, 65], at most [1024, 1024, 64]"));
+    assert!(text(saxpy([1, 1, 1], [32, 1, 1], usize::MAX, &all)).contains("bytes of shared memory a block"));
+    assert!(text(saxpy([0, 1, 1], [32, 1, 1], 0, &all)).contains("0 blocks"));
+    assert!(text(saxpy([1, 1, 1], [32, 1, 1], 1 << 20, &all)).contains("bytes of shared memory a block"));
+    assert!(text(saxpy([1, 1, 1], [32, 1, 1], 0, &all[..3])).contains("takes 4 parameters, 3 are given"));
     assert!(
-        text(launch([1, 1, 1], [32, 1, 1], 0, &[&p, &p, &p, &p]))
+        text(saxpy([1, 1, 1], [32, 1, 1], 0, &[&p, &p, &p, &p]))
             .contains("parameter 2 of saxpy has 4 bytes, 8 are given")
     );
-    assert!(text(gpu.launch("none", [1, 1, 1], [1, 1, 1], 0, &[])).contains("no kernel none"));
-}
-
-/// Prints instructions a second; nothing is asserted about time.
-#[test]
-fn speed() {
-    let Some(ptx) = ptx("basic") else { return };
-    let mut gpu = Gpu::new(&ptx);
-    let (x, y) = (gpu.upload(&values(1024)), gpu.alloc(4096));
-    let rounds = 2000i32.to_le_bytes();
-    let start = std::time::Instant::now();
-    let counters =
-        gpu.launch("fma_loop", [4, 1, 1], [256, 1, 1], 0, &[&x.to_le_bytes(), &y.to_le_bytes(), &rounds]).unwrap();
-    let seconds = start.elapsed().as_secs_f64() * rayon_threads() as f64;
-    println!(
-        "{:.0} million thread instructions a second and core",
-        counters.thread_instructions as f64 / seconds / 1e6
-    );
-}
-
-fn rayon_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get()).min(4)
+    assert!(text(launch(&gpu, "none", [1, 1, 1], [1, 1, 1], 0, &[])).contains("no kernel none"));
 }
