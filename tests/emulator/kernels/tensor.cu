@@ -119,6 +119,7 @@ extern "C" __global__ void gemm(const __nv_bfloat16* a, const __nv_bfloat16* b, 
     float sum[2][4] = {};
     int wr = warp / 2 * 16, wc = warp % 2 * 16;
     fetch(0, 0);
+#pragma unroll 1
     for (int from = 0, stage = 0; from < k; from += 16, stage ^= 1) {
         if (from + 16 < k) {
             fetch(stage ^ 1, from + 16);

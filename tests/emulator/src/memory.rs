@@ -4,7 +4,7 @@
 //! Blocks may run on several threads at once. Words and shadows are atomics, read and written without order: a race of the emulated kernel is
 //! then a wrong value of the emulated kernel, mostly reported, and nothing worse.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -23,7 +23,8 @@ const POISON: u32 = 0xffff_ffff;
 type Access<T> = std::result::Result<T, FaultKind>;
 
 /// The shadow of a word. From its low bit: which bytes were written since the allocation; which bytes its writer wrote, which its reader read;
-/// whether the writer was an atomic; three bits of nothing; the writer's stamp, the reader's.
+/// whether the writer was an atomic; whether its bytes have several writers, who are then in a table; two bits of nothing; the writer's stamp,
+/// the reader's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Shadow(u64);
 
@@ -41,6 +42,12 @@ impl Shadow {
     }
     fn atomic(self) -> bool {
         self.0 >> 12 & 1 == 1
+    }
+    fn mixed(self) -> bool {
+        self.0 >> 13 & 1 == 1
+    }
+    fn with_mixed(self, mixed: bool) -> Self {
+        Self(self.0 & !(1 << 13) | u64::from(mixed) << 13)
     }
     fn writer(self) -> u32 {
         (self.0 >> 16 & STAMP) as u32
@@ -82,6 +89,8 @@ pub(crate) struct Allocation {
     freed: AtomicBool,
     /// What it is for: a variable's name, or none
     label: Option<String>,
+    /// The writers of each byte of the words that have several
+    mixed: Mutex<HashMap<usize, [u32; 4]>>,
 }
 
 impl Allocation {
@@ -131,6 +140,24 @@ impl Allocation {
         self.touch_anew(word, bytes, how, by)
     }
 
+    /// Checks an access to a word whose bytes have several writers, and keeps its own mark.
+    fn touch_mixed(&self, word: usize, bytes: u64, how: Touch, now: Shadow, by: &Clock) -> Access<()> {
+        let mut mixed = self.mixed.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = |byte: u64| if now.writer_bytes() >> byte & 1 == 1 { now.writer() } else { 0 };
+        let writers = mixed.entry(word).or_insert_with(|| std::array::from_fn(|byte| one(byte as u64)));
+        for byte in (0..4).filter(|byte| bytes >> byte & 1 == 1) {
+            let other = writers[byte];
+            let known = other < by.base || other == by.stamp || by.stamp == 0 || by.knows(other);
+            if !known && !(now.atomic() && matches!(how, Touch::Strong | Touch::StrongRead)) {
+                return Err(race(self.base + 4 * word as u64, other, by));
+            }
+            if matches!(how, Touch::Write | Touch::Strong) {
+                writers[byte] = by.stamp;
+            }
+        }
+        Ok(())
+    }
+
     fn touch_anew(&self, word: usize, bytes: u64, how: Touch, by: &Clock) -> Access<()> {
         let shadow = &self.shadow[word];
         let mut now = Shadow(shadow.load(Relaxed));
@@ -140,6 +167,9 @@ impl Allocation {
             if matches!(how, Touch::Read | Touch::StrongRead | Touch::Strong) && now.written() & bytes != bytes {
                 // A strong store of bytes that nobody wrote comes here as a write.
                 return Err(FaultKind::Uninitialised { space: "global", address: address() });
+            }
+            if now.mixed() && now.writer() >= by.base {
+                self.touch_mixed(word, bytes, how, now, by)?;
             }
             let strong = matches!(how, Touch::Strong | Touch::StrongRead);
             let stranger = |other: u32, touched: u64| {
@@ -165,7 +195,13 @@ impl Allocation {
                     now.with_reader(by.stamp, bytes)
                 }
                 Touch::Write | Touch::Strong => {
-                    now.with_writer(by.stamp, bytes, how == Touch::Strong).with_written(bytes)
+                    // Another warp of this launch wrote other bytes of the word.
+                    let others = writer >= by.base && writer != by.stamp && now.writer_bytes() & !bytes != 0;
+                    if others && !now.mixed() {
+                        self.touch_mixed(word, bytes, how, now, by)?;
+                    }
+                    let mixed = others || (now.mixed() && writer >= by.base);
+                    now.with_writer(by.stamp, bytes, how == Touch::Strong).with_written(bytes).with_mixed(mixed)
                 }
             };
             if next == now {
@@ -276,6 +312,7 @@ impl Memory {
             shadow: (0..words).map(|_| AtomicU64::new(0)).collect(),
             freed: AtomicBool::new(false),
             label,
+            mixed: Mutex::default(),
         };
         self.allocations.write().unwrap_or_else(PoisonError::into_inner).insert(base, Arc::new(allocation));
         Ok(base)
@@ -302,6 +339,7 @@ impl Memory {
             shadow: Box::default(),
             freed: AtomicBool::new(true),
             label: allocation.label.clone(),
+            mixed: Mutex::default(),
         });
         Ok(())
     }
@@ -415,6 +453,7 @@ impl Memory {
                 allocation.shadow.iter().for_each(|shadow| {
                     shadow.fetch_and(15, Relaxed);
                 });
+                allocation.mixed.lock().unwrap_or_else(PoisonError::into_inner).clear();
             }
             self.stamps.clear();
         }

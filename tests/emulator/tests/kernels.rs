@@ -42,7 +42,7 @@ fn reduction_in_any_order() {
     let n = 10_000;
     let x: Vec<f32> = (0..n).map(|i| (i % 13) as f32).collect(); // sums are exact, whatever their order
     for seed in 1..6 {
-        let gpu = Gpu::new(&ptx).unwrap();
+        let mut gpu = Gpu::new(&ptx).unwrap();
         gpu.seed = seed;
         let (dx, out) = (gpu.upload(&x), gpu.upload(&[0f32]));
         let parameters: [&[u8]; 3] = [&dx.to_le_bytes(), &out.to_le_bytes(), &(n as i64).to_le_bytes()];
