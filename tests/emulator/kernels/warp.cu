@@ -43,3 +43,49 @@ extern "C" __global__ void integers(int* x, unsigned* w, unsigned short* s) {
     unsigned short old = *(volatile unsigned short*)s, seen;
     while ((seen = atomicCAS(s, old, (unsigned short)(old + 1))) != old) old = seen;
 }
+
+// Votes of a block, and warps that arrive without waiting: half of them fill a buffer that the others read, in turn.
+extern "C" __global__ void block_votes(const int* x, int* y) {
+    int v = x[threadIdx.x];
+    y[3 * threadIdx.x] = __syncthreads_count(v > 0);
+    y[3 * threadIdx.x + 1] = __syncthreads_and(v > -100);
+    y[3 * threadIdx.x + 2] = __syncthreads_or(v > 100);
+}
+template <bool WAIT> __device__ void producers(int* y, int rounds) {
+    __shared__ int s[64];
+    int t = threadIdx.x;
+    if (t < 64) {
+        for (int r = 0; r < rounds; ++r) {
+            if (r > 0 && WAIT) asm volatile("bar.sync 2, 128;" ::: "memory");
+            s[t] = 100 * r + t;
+            asm volatile("bar.arrive 1, 128;" ::: "memory");
+        }
+    } else {
+        for (int r = 0; r < rounds; ++r) {
+            asm volatile("bar.sync 1, 128;" ::: "memory");
+            y[64 * r + t - 64] = s[127 - t];
+            if (r + 1 < rounds && WAIT) asm volatile("bar.arrive 2, 128;" ::: "memory");
+        }
+    }
+}
+extern "C" __global__ void producers_ok(int* y, int rounds) { producers<true>(y, rounds); }
+extern "C" __global__ void producers_hasty(int* y, int rounds) { producers<false>(y, rounds); }
+
+// 128-bit sums, differences and products of 64-bit parts, as the compiler makes them with carries.
+extern "C" __global__ void wide(const unsigned __int128* a, const unsigned __int128* b, unsigned __int128* c) {
+    int i = threadIdx.x;
+    c[3 * i] = a[i] + b[i];
+    c[3 * i + 1] = a[i] - b[i];
+    c[3 * i + 2] = a[i] * b[i];
+}
+extern "C" __global__ void carries(const unsigned* a, unsigned* c) {
+    unsigned x = a[0], y = a[1], z = a[2], w = a[3], lo, hi;
+    asm("add.cc.u32 %0, %2, %4; addc.u32 %1, %3, %5;" : "=r"(lo), "=r"(hi) : "r"(x), "r"(y), "r"(z), "r"(w));
+    c[0] = lo, c[1] = hi;
+    asm("sub.cc.u32 %0, %2, %4; subc.u32 %1, %3, %5;" : "=r"(lo), "=r"(hi) : "r"(x), "r"(y), "r"(z), "r"(w));
+    c[2] = lo, c[3] = hi;
+    asm("mad.lo.cc.u32 %0, %2, %4, %3; madc.hi.u32 %1, %2, %4, %5;" : "=r"(lo), "=r"(hi) : "r"(x), "r"(y), "r"(z), "r"(w));
+    c[4] = lo, c[5] = hi;
+    asm("mad.lo.cc.s32 %0, %2, %4, %3; madc.hi.s32 %1, %2, %4, %5;" : "=r"(lo), "=r"(hi) : "r"(x), "r"(y), "r"(z), "r"(w));
+    c[6] = lo, c[7] = hi;
+}

@@ -9,9 +9,10 @@ use crate::count::{self, Counters, Lanes};
 use crate::error::{Error, Fault, FaultKind};
 use crate::lanes::{self, L32, L64, LANES};
 use crate::memory::{Memory, View};
-use crate::order::{Clock, Knowledge, Published};
+use crate::order::{Clock, Knowledge, Published, join};
 use crate::program::{
-    Atomic, Constant, Dst, Inst, Kernel, Kind, LaneMask, Logic, Order, Place, Pred, Redux, Shuffle, Special, Src, Vote,
+    Atomic, Carry, Constant, Dst, Inst, Kernel, Kind, LaneMask, Logic, Order, Place, Pred, Reduced, Redux, Shuffle,
+    Special, Src, Vote,
 };
 use crate::shared::{MOST_TICKS, Shared, Thread};
 use crate::syntax::{Space, Type};
@@ -100,6 +101,8 @@ struct Warp<'g> {
     known: Vec<u32>,
     copies: Vec<AsyncCopy>,
     commits: [u32; LANES],
+    /// The carry of extended-precision arithmetic, a bit a lane
+    carry: u32,
     /// The last strong load: instruction, address, value
     last_look: Option<(u32, u64, u64)>,
 }
@@ -231,6 +234,16 @@ pub(crate) struct Block<'g> {
     /// The version of memory that its waiting warps know
     version: u64,
     threads: u32,
+    arrivals: Vec<Arrival>,
+}
+
+/// A warp that has arrived at a barrier where it does not wait, and what it knew.
+struct Arrival {
+    id: u32,
+    lanes: u32,
+    known: Vec<u32>,
+    own: Vec<u32>,
+    others: Knowledge,
 }
 
 /// What a turn of a block came to.
@@ -246,7 +259,16 @@ pub(crate) enum Turn {
 enum Outcome {
     Seen,
     Blocked,
-    Barrier { id: u32, wanted: Option<u32> },
+    Barrier {
+        id: u32,
+        wanted: Option<u32>,
+    },
+    /// It has arrived at a barrier, and does not wait there
+    Arrival {
+        id: u32,
+        wanted: Option<u32>,
+        lanes: u32,
+    },
 }
 
 /// A fault in a warp: what, at which instruction, in which lane.
@@ -308,12 +330,13 @@ impl<'g> Block<'g> {
                     known: vec![0; count as usize],
                     copies: Vec::new(),
                     commits: [0; LANES],
+                    carry: 0,
                     last_look: None,
                 }
             })
             .collect();
         let ready = if count == 32 { u32::MAX } else { (1 << count) - 1 };
-        Self { warps, run, ready, version: 0, threads }
+        Self { warps, run, ready, version: 0, threads, arrivals: Vec::new() }
     }
 
     /// What it counted, and the allocations it touched.
@@ -348,6 +371,17 @@ impl<'g> Block<'g> {
             Outcome::Seen => {}
             Outcome::Blocked => self.ready &= !(1 << w),
             Outcome::Barrier { id, wanted } => self.barrier(id, wanted),
+            Outcome::Arrival { id, wanted, lanes } => {
+                // What it did until now is what those who wait will know of.
+                self.run.phase += 1;
+                let warp = &mut self.warps[w];
+                self.run.advance_tick(&mut [warp]);
+                let (mut own, mut others) = (vec![0; warp.known.len()], Knowledge::default());
+                warp.clock.gather(&mut own, &mut others);
+                own[w] = self.run.phase;
+                self.arrivals.push(Arrival { id, lanes, known: warp.known.clone(), own, others });
+                self.barrier(id, wanted);
+            }
         }
         Ok(Turn::Ran)
     }
@@ -355,10 +389,12 @@ impl<'g> Block<'g> {
     /// Lets everyone go whom barrier `id` held, if all are there.
     fn barrier(&mut self, id: u32, wanted: Option<u32>) {
         let at_it = |group: &&Group| group.wait == Wait::Barrier(id);
-        let there: u32 = self.warps.iter().flat_map(|w| &w.groups).filter(at_it).map(|g| g.mask.count_ones()).sum();
-        if there < wanted.unwrap_or(self.threads) {
+        let waiting: u32 = self.warps.iter().flat_map(|w| &w.groups).filter(at_it).map(|g| g.mask.count_ones()).sum();
+        let arrived: u32 = self.arrivals.iter().filter(|a| a.id == id).map(|a| a.lanes).sum();
+        if waiting == 0 || waiting + arrived < wanted.unwrap_or(self.threads) {
             return;
         }
+        self.vote(id);
         let run = &mut self.run;
         run.counters.barriers += 1;
         run.phase += 1;
@@ -374,6 +410,11 @@ impl<'g> Block<'g> {
             known.iter_mut().zip(&self.warps[w].known).for_each(|(a, &b)| *a = (*a).max(b));
             self.warps[w].clock.gather(&mut own, &mut others);
         }
+        for arrival in self.arrivals.extract_if(.., |arrival| arrival.id == id) {
+            known.iter_mut().zip(&arrival.known).for_each(|(a, &b)| *a = (*a).max(b));
+            own.iter_mut().zip(&arrival.own).for_each(|(a, &b)| *a = (*a).max(b));
+            join(&mut others, &arrival.others);
+        }
         for &w in &members {
             (known[w], own[w]) = (run.tick, run.phase);
         }
@@ -386,6 +427,33 @@ impl<'g> Block<'g> {
                 warp.settle(group.mask, group.pc + 1, Wait::No);
             }
             self.ready |= 1 << w;
+        }
+    }
+
+    /// What a barrier's threads voted.
+    fn vote(&mut self, id: u32) {
+        let code = &self.run.grid.kernel.code;
+        let ballot = |group: &Group| match code.get(group.pc as usize).map(|inst| &inst.kind) {
+            Some(Kind::Barrier { vote: Some(vote), .. }) if group.wait == Wait::Barrier(id) => Some(*vote),
+            _ => None,
+        };
+        let (mut yes, mut all) = (0, 0);
+        for warp in &self.warps {
+            for (group, vote) in warp.groups.iter().filter_map(|g| Some((g, ballot(g)?))) {
+                yes += (warp.predicate(vote.by) & group.mask).count_ones();
+                all += group.mask.count_ones();
+            }
+        }
+        for warp in &mut self.warps {
+            let votes: Vec<_> = warp.groups.iter().filter_map(|g| Some((g.mask, ballot(g)?))).collect();
+            for (mask, vote) in votes {
+                let truth = |holds: bool| if holds { u32::MAX } else { 0 };
+                match vote.vote {
+                    Reduced::Count => warp.put32(vote.dst, mask, &[yes; LANES]),
+                    Reduced::All(p) => warp.put_predicate(p, mask, truth(yes == all)),
+                    Reduced::Any(p) => warp.put_predicate(p, mask, truth(yes > 0)),
+                }
+            }
         }
     }
 
@@ -573,10 +641,15 @@ impl<'g> Run<'g> {
                         pc += 1;
                     }
                     Kind::Barrier { .. } if active == 0 => pc += 1,
-                    Kind::Barrier { id, threads } => {
+                    Kind::Barrier { id, threads, arrive, .. } => {
                         let first = active.trailing_zeros() as usize;
                         let id = warp.get32(*id)[first];
                         let wanted = threads.map(|threads| warp.get32(threads)[first]);
+                        if *arrive {
+                            warp.groups.remove(at);
+                            warp.settle(mask, pc + 1, Wait::No);
+                            return Ok(Outcome::Arrival { id, wanted, lanes: active.count_ones() });
+                        }
                         warp.groups.remove(at);
                         // Lanes whose guard is off go on.
                         warp.settle(mask & !active, pc + 1, Wait::No);
@@ -745,6 +818,30 @@ impl<'g> Run<'g> {
                     value[lane] = converted.ok_or(LaneFault { kind: FaultKind::Unsupported, lane })?;
                 }
                 warp.put64(*dst, active, &value);
+            }
+            Kind::Carry { op, bits, signed, carry_in, carry_out, dst, src } => {
+                let [a, b, c] = src.map(|src| warp.get64(src));
+                let low = u128::from(u64::MAX >> (64 - bits));
+                let (mut value, mut carry) = ([0; LANES], 0);
+                for lane in Lanes(active) {
+                    let one = u128::from(*carry_in && warp.carry >> lane & 1 == 1);
+                    let [a, b, c] = [a, b, c].map(|v| u128::from(v[lane]) & low);
+                    let wide =
+                        |v: u128| if *signed { ((v << (128 - bits)) as i128) >> (128 - bits) } else { v as i128 };
+                    let sum = match op {
+                        Carry::Add => a + b + one,
+                        // A borrow shows in the bit above.
+                        Carry::Sub => a.wrapping_sub(b).wrapping_sub(one),
+                        Carry::MadLow => (a.wrapping_mul(b) & low) + c + one,
+                        Carry::MadHigh => ((wide(a).wrapping_mul(wide(b)) >> bits) as u128 & low) + c + one,
+                    };
+                    value[lane] = (sum & low) as u64;
+                    carry |= ((sum >> bits & 1) as u32) << lane;
+                }
+                warp.put64(*dst, active, &value);
+                if *carry_out {
+                    warp.carry = warp.carry & !active | carry;
+                }
             }
             Kind::Bfi { width, dst, src } => {
                 let [a, b, start, count] = src.map(|src| warp.get64(src));

@@ -445,6 +445,59 @@ impl Memory {
         Ok(())
     }
 
+    /// The bytes that all allocations together may have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Sets `count` bytes.
+    ///
+    /// # Errors
+    /// A range that is not in one live allocation.
+    pub fn fill(&self, address: u64, value: u8, count: usize) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        let allocation = self.host(address, count)?;
+        let start = (address - allocation.base) as usize;
+        let mut at = start;
+        while at < start + count {
+            if at.is_multiple_of(4) && at + 4 <= start + count {
+                allocation.words[at / 4].store(u32::from_ne_bytes([value; 4]), Relaxed);
+                at += 4;
+            } else {
+                allocation.write(at, 1, u64::from(value));
+                at += 1;
+            }
+        }
+        allocation.set_written(start, count);
+        Ok(())
+    }
+
+    /// Copies `count` bytes on the device. Bytes that nobody has written stay such.
+    ///
+    /// # Errors
+    /// Ranges that are not each in one live allocation.
+    pub fn copy(&self, to: u64, from: u64, count: usize) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        let (target, source) = (self.host(to, count)?, self.host(from, count)?);
+        let (to, from) = ((to - target.base) as usize, (from - source.base) as usize);
+        let bytes: Vec<u8> = (from..from + count).map(|at| source.read(at, 1) as u8).collect();
+        for (i, &byte) in bytes.iter().enumerate() {
+            target.write(to + i, 1, u64::from(byte));
+            let written = source.shadow[(from + i) / 4].load(Relaxed) >> ((from + i) % 4) & 1;
+            let at = (to + i) % 4;
+            if written == 1 {
+                target.shadow[(to + i) / 4].fetch_or(1 << at, Relaxed);
+            } else {
+                target.shadow[(to + i) / 4].fetch_and(!(1 << at), Relaxed);
+            }
+        }
+        Ok(())
+    }
+
     /// Begins a launch: its number, the stamps that will be its own, and what keeps them so.
     pub(crate) fn begin(&self) -> (u32, u32, RwLockReadGuard<'_, ()>) {
         if self.stamps.are_many() {

@@ -69,7 +69,8 @@ type Phases = Box<[u32]>;
 /// What is known of other blocks.
 pub(crate) type Knowledge = Arc<HashMap<u32, Phases>>;
 
-fn join(into: &mut Knowledge, other: &Knowledge) {
+/// What both know.
+pub(crate) fn join(into: &mut Knowledge, other: &Knowledge) {
     if Arc::ptr_eq(into, other) || other.is_empty() {
         return;
     }

@@ -128,6 +128,33 @@ pub(crate) enum Redux {
     MaxSigned,
 }
 
+/// A vote of all threads of a barrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BarrierVote {
+    pub vote: Reduced,
+    pub dst: Dst,
+    pub by: Pred,
+}
+
+/// What a barrier's vote gives, and the predicate that gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reduced {
+    Count,
+    All(u32),
+    Any(u32),
+}
+
+/// What extended-precision arithmetic does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carry {
+    Add,
+    Sub,
+    /// The low half of a product, and a sum
+    MadLow,
+    /// The high half
+    MadHigh,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vote {
     All,
@@ -170,6 +197,16 @@ pub(crate) enum Kind {
         from: Type,
         dst: Dst,
         src: Src,
+    },
+    /// Extended-precision arithmetic, with the carry bit of each lane
+    Carry {
+        op: Carry,
+        bits: u32,
+        signed: bool,
+        carry_in: bool,
+        carry_out: bool,
+        dst: Dst,
+        src: [Src; 3],
     },
     Bfi {
         width: u64,
@@ -299,9 +336,12 @@ pub(crate) enum Kind {
         target: u32,
     },
     Exit,
+    /// `arrive`: it does not wait
     Barrier {
         id: Src,
         threads: Option<Src>,
+        arrive: bool,
+        vote: Option<BarrierVote>,
     },
     WarpBarrier {
         mask: Src,
@@ -442,6 +482,7 @@ impl Kind {
             | Kind::Unpack { src, .. }
             | Kind::ToGeneric { src, .. }
             | Kind::IsSpace { src, .. } => vec![src],
+            Kind::Carry { src, .. } => src.iter_mut().collect(),
             Kind::Bfi { src, .. } => src.iter_mut().collect(),
             Kind::Compare { src, .. } | Kind::Set { src, .. } | Kind::Select { src, .. } => src.iter_mut().collect(),
             Kind::Pack { parts, .. } => parts.iter_mut().collect(),
@@ -449,7 +490,7 @@ impl Kind {
             Kind::Store { place, src, .. } => place.base.iter_mut().chain(src).collect(),
             Kind::Atomic { place, src, .. } => place.base.iter_mut().chain(src).collect(),
             Kind::AsyncCopy { to, from, read, .. } => to.base.iter_mut().chain(&mut from.base).chain(read).collect(),
-            Kind::Barrier { id, threads } => std::iter::once(id).chain(threads).collect(),
+            Kind::Barrier { id, threads, .. } => std::iter::once(id).chain(threads).collect(),
             Kind::WarpBarrier { mask } | Kind::Vote { mask, .. } => vec![mask],
             Kind::Shuffle { src, mask, .. } => src.iter_mut().chain([mask]).collect(),
             Kind::Match { src, mask, .. } | Kind::Redux { src, mask, .. } => vec![src, mask],
@@ -606,7 +647,11 @@ impl<'s> Decoder<'s> {
 
     fn callee(&self, instruction: &Instruction) -> Option<&'s Function> {
         instruction.operands.iter().find_map(|operand| match operand {
-            Operand::Name(name) => self.source.functions.iter().find(|f| f.name == *name),
+            // A function may be declared before it is defined.
+            Operand::Name(name) => {
+                let named = || self.source.functions.iter().filter(|f| f.name == *name);
+                named().find(|f| f.body.is_some()).or_else(|| named().next())
+            }
             _ => None,
         })
     }
@@ -1157,11 +1202,43 @@ impl<'s> Decoder<'s> {
                 Kind::Lop3 { dst: self.dst(&operands[0])?, src: [src(1)?, src(2)?, src(3)?], table: table as u32 }
             }
             "bar" | "barrier" if has("warp") => Kind::WarpBarrier { mask: self.src(&operands[0], Type::Unsigned(4))? },
-            "bar" | "barrier" if has("sync") => {
+            "bar" | "barrier" if has("red") => {
+                let (vote, reduced) = match ty? {
+                    Type::Unsigned(4) if has("popc") => (Reduced::Count, self.dst(&operands[0])?),
+                    Type::Pred if has("and") => (Reduced::All(self.predicate(&operands[0])?.register), Dst::None),
+                    Type::Pred if has("or") => (Reduced::Any(self.predicate(&operands[0])?.register), Dst::None),
+                    _ => return None,
+                };
+                let by = self.predicate(operands.last()?)?;
+                let threads = if operands.len() == 4 { Some(self.src(&operands[2], Type::Unsigned(4))?) } else { None };
+                let vote = Some(BarrierVote { vote, dst: reduced, by });
+                Kind::Barrier { id: self.src(&operands[1], Type::Unsigned(4))?, threads, arrive: false, vote }
+            }
+            "bar" | "barrier" if has("sync") || has("arrive") => {
                 let threads = operands.get(1).and_then(|o| self.src(o, Type::Unsigned(4)));
-                Kind::Barrier { id: self.src(&operands[0], Type::Unsigned(4))?, threads }
+                let id = self.src(&operands[0], Type::Unsigned(4))?;
+                Kind::Barrier { id, threads, arrive: has("arrive"), vote: None }
             }
             "membar" | "fence" => Kind::Fence { grid: !has("cta") && !has("cluster") && !has("proxy") },
+            "add" | "sub" | "mad" | "addc" | "subc" | "madc" if has("cc") || name.ends_with('c') => {
+                let op = match name {
+                    "add" | "addc" => Carry::Add,
+                    "sub" | "subc" => Carry::Sub,
+                    _ if has("lo") => Carry::MadLow,
+                    _ if has("hi") => Carry::MadHigh,
+                    _ => return None,
+                };
+                let third = operands.get(3).map_or(Some(zero), |o| self.src(o, ty.unwrap_or(Type::Bits(4))))?;
+                Kind::Carry {
+                    op,
+                    bits: 8 * ty?.size() as u32,
+                    signed: matches!(ty?, Type::Signed(_)),
+                    carry_in: name.ends_with('c'),
+                    carry_out: has("cc"),
+                    dst: self.dst(&operands[0])?,
+                    src: [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?, third],
+                }
+            }
             "isspacep" => Kind::IsSpace {
                 space: space?,
                 dst: self.predicate(&operands[0])?.register,

@@ -96,3 +96,72 @@ fn integers() {
         assert_eq!(gpu.download::<u16>(s, 2).unwrap(), [106, 77]);
     }
 }
+
+#[test]
+fn votes_of_a_block() {
+    let Some(ptx) = ptx("warp") else { return };
+    let gpu = Gpu::new(&ptx).unwrap();
+    let x: Vec<i32> = (0..100).map(|i| i * 31 % 40 - 20).collect();
+    let (from, to) = (gpu.upload(&x), gpu.allocate(1200));
+    gpu.launch("block_votes", LaunchConfig::line(1, 100), &[&from.to_le_bytes(), &to.to_le_bytes()]).unwrap();
+    let positive = x.iter().filter(|&&v| v > 0).count() as i32;
+    assert_eq!(gpu.download::<i32>(to, 300).unwrap(), [positive, 1, 0].repeat(100));
+}
+
+#[test]
+fn producers_and_consumers() {
+    let Some(ptx) = ptx("warp") else { return };
+    for seed in 0..6 {
+        let gpu = Gpu { seed, ..Gpu::new(&ptx).unwrap() };
+        let y = gpu.allocate(4 * 64 * 5);
+        let p = [&y.to_le_bytes()[..], &5i32.to_le_bytes()];
+        gpu.launch("producers_ok", LaunchConfig::line(1, 128), &p).unwrap();
+        let expected: Vec<i32> = (0..5).flat_map(|r| (0..64).map(move |t| 100 * r + 63 - t)).collect();
+        assert_eq!(gpu.download::<i32>(y, 320).unwrap(), expected);
+        // Without the way back the buffer is filled again while it is read.
+        assert!(gpu.launch("producers_hasty", LaunchConfig::line(1, 128), &p).is_err());
+    }
+}
+
+#[test]
+fn wide_integers() {
+    let Some(ptx) = ptx("warp") else { return };
+    let gpu = Gpu::new(&ptx).unwrap();
+    let words =
+        |seed: u64| (0..64u64).map(move |i| (i + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(seed as u32));
+    let (mut a, b): (Vec<u64>, Vec<u64>) = (words(1).collect(), words(2).collect());
+    (a[0], a[1]) = (u64::MAX, u64::MAX);
+    let (da, db, dc) = (gpu.upload(&a), gpu.upload(&b), gpu.allocate(32 * 48));
+    gpu.launch("wide", LaunchConfig::line(1, 32), &[&da.to_le_bytes(), &db.to_le_bytes(), &dc.to_le_bytes()]).unwrap();
+    let c = gpu.download::<u64>(dc, 192).unwrap();
+    let whole = |v: &[u64], i: usize| u128::from(v[2 * i]) | u128::from(v[2 * i + 1]) << 64;
+    for i in 0..32 {
+        let (x, y) = (whole(&a, i), whole(&b, i));
+        assert_eq!(whole(&c, 3 * i), x.wrapping_add(y));
+        assert_eq!(whole(&c, 3 * i + 1), x.wrapping_sub(y));
+        assert_eq!(whole(&c, 3 * i + 2), x.wrapping_mul(y));
+    }
+}
+
+#[test]
+fn carries() {
+    let Some(ptx) = ptx("warp") else { return };
+    for [x, y, z, w] in
+        [[u32::MAX, 1, 1, 2], [0, 0, 1, 0], [0x8000_0000, 7, 0xffff_fff0, 3], [5, 6, 7, 8], [u32::MAX; 4]]
+    {
+        let gpu = Gpu::new(&ptx).unwrap();
+        let (a, c) = (gpu.upload(&[x, y, z, w]), gpu.allocate(32));
+        gpu.launch("carries", LaunchConfig::line(1, 1), &[&a.to_le_bytes(), &c.to_le_bytes()]).unwrap();
+        let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let (first, second) = (join(x, y), join(z, w));
+        // x·z + y, and its carry and w added to the high half.
+        let unsigned = (u64::from(x) * u64::from(z)).wrapping_add(join(y, w));
+        let signed = (i64::from(x as i32) * i64::from(z as i32)) as u64;
+        let signed = signed.wrapping_add(join(y, w));
+        let expected: Vec<u32> = [first.wrapping_add(second), first.wrapping_sub(second), unsigned, signed]
+            .into_iter()
+            .flat_map(|v| [v as u32, (v >> 32) as u32])
+            .collect();
+        assert_eq!(gpu.download::<u32>(c, 8).unwrap(), expected);
+    }
+}

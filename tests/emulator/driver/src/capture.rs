@@ -1,0 +1,96 @@
+//! Graphs, events, pinned memory: what the driver keeps beside the device. A captured stream's work is kept and runs when its graph does.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Instant;
+
+use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, lock};
+
+type Work = Box<dyn Fn(&Device) -> Outcome<()> + Send + Sync>;
+
+#[derive(Default)]
+struct Kept {
+    capturing: HashMap<u64, Vec<Work>>,
+    graphs: HashMap<u64, Arc<Vec<Work>>>,
+    events: HashMap<u64, Instant>,
+    pinned: HashMap<usize, Box<[u64]>>,
+}
+
+static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
+
+/// Runs work now, or keeps it for the graph that its stream is captured into.
+pub(crate) fn run_or_record(device: &Device, stream: u64, work: Work) -> Outcome<()> {
+    if let Some(captured) = lock(&KEPT).capturing.get_mut(&stream) {
+        captured.push(work);
+        return Ok(());
+    }
+    work(device)
+}
+
+pub(crate) fn is_capturing(stream: u64) -> bool {
+    lock(&KEPT).capturing.contains_key(&stream)
+}
+
+pub(crate) fn begin(stream: u64) -> Outcome<()> {
+    match lock(&KEPT).capturing.insert(stream, Vec::new()) {
+        None => Ok(()),
+        Some(_) => Err(Failure::new(INVALID_VALUE, "the stream is being captured")),
+    }
+}
+
+pub(crate) fn end(device: &Device, stream: u64) -> Outcome<u64> {
+    let mut kept = lock(&KEPT);
+    let Some(captured) = kept.capturing.remove(&stream) else {
+        return Err(Failure::new(INVALID_VALUE, "the stream is not being captured"));
+    };
+    let graph = device.handle();
+    kept.graphs.insert(graph, Arc::new(captured));
+    Ok(graph)
+}
+
+fn graph(handle: u64) -> Outcome<Arc<Vec<Work>>> {
+    let found = lock(&KEPT).graphs.get(&handle).cloned();
+    found.ok_or_else(|| Failure::new(INVALID_HANDLE, format!("{handle:#x} is no graph")))
+}
+
+pub(crate) fn check(handle: u64) -> Outcome<()> {
+    graph(handle).map(|_| ())
+}
+
+pub(crate) fn launch(device: &Device, handle: u64) -> Outcome<()> {
+    graph(handle)?.iter().try_for_each(|work| work(device))
+}
+
+pub(crate) fn destroy(handle: u64) -> Outcome<()> {
+    check(handle)?;
+    lock(&KEPT).graphs.remove(&handle);
+    Ok(())
+}
+
+pub(crate) fn record_event(event: u64, now: Instant) {
+    lock(&KEPT).events.insert(event, now);
+}
+
+/// Milliseconds of the host between two events: of the emulator, not of a device.
+pub(crate) fn elapsed(start: u64, end: u64) -> Outcome<f32> {
+    let kept = lock(&KEPT);
+    match (kept.events.get(&start), kept.events.get(&end)) {
+        (Some(start), Some(end)) => Ok(end.saturating_duration_since(*start).as_secs_f32() * 1e3),
+        _ => Err(Failure::new(INVALID_HANDLE, "an event that was not recorded")),
+    }
+}
+
+/// Memory of the host.
+pub(crate) fn pinned(size: usize) -> Outcome<*mut u8> {
+    let mut memory = vec![0u64; size.div_ceil(8).max(1)].into_boxed_slice();
+    let address = memory.as_mut_ptr().cast::<u8>();
+    lock(&KEPT).pinned.insert(address as usize, memory);
+    Ok(address)
+}
+
+pub(crate) fn unpin(address: *mut u8) -> Outcome<()> {
+    match lock(&KEPT).pinned.remove(&(address as usize)) {
+        Some(_) => Ok(()),
+        None => Err(Failure::new(INVALID_VALUE, "memory that was not allocated here")),
+    }
+}

@@ -1,0 +1,390 @@
+//! The driver's interface. Handles are numbers in pointers' clothing; what they stand for is looked up, so that a wrong one is an error.
+#![allow(clippy::missing_safety_doc)] // They have the contracts of the functions whose names they have.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::time::Instant;
+
+use ptx_emulator::LaunchConfig;
+
+use crate::capture;
+use crate::device::{
+    CAPTURE_UNSUPPORTED, Device, Failure, INVALID_DEVICE, INVALID_VALUE, LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED,
+    Outcome, SHARED_DEFAULT, UNKNOWN, call, lock, put,
+};
+
+/// The only context.
+const CONTEXT: u64 = 0xc0de;
+
+/// Defines entry points: each returns a `CUresult`.
+macro_rules! entries {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $t:ty),*) |$device:ident| $body:block)*) => {$(
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $t),*) -> u32 {
+            // SAFETY: each body touches what its caller's pointers point to by the contract of the driver's function of this name
+            #[allow(unused_unsafe)]
+            call(stringify!($name), |$device| unsafe { $body })
+        }
+    )*};
+}
+
+fn check_device(ordinal: c_int) -> Outcome<()> {
+    if ordinal == 0 { Ok(()) } else { Err(Failure::new(INVALID_DEVICE, format!("device {ordinal}; there is one, 0"))) }
+}
+
+/// The bytes that a caller's pointer points to.
+///
+/// # Safety
+/// `bytes` bytes can be read there, unless it is null.
+unsafe fn bytes<'a>(from: *const c_void, count: usize) -> Outcome<&'a [u8]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    if from.is_null() {
+        return Err(Failure::new(INVALID_VALUE, "a null pointer to copy from"));
+    }
+    // SAFETY: the caller vouches for `count` bytes
+    Ok(unsafe { std::slice::from_raw_parts(from.cast(), count) })
+}
+
+unsafe fn name<'a>(text: *const c_char) -> Outcome<&'a str> {
+    if text.is_null() {
+        return Err(Failure::new(INVALID_VALUE, "a null pointer for a name"));
+    }
+    // SAFETY: a string that ends with NUL, by the driver's contract
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_str().map_err(|error| Failure::new(INVALID_VALUE, format!("text that is not UTF-8: {error}")))
+}
+
+/// What `cuDeviceGetAttribute` gives: an H100's.
+fn attribute(device: &Device, which: c_int) -> Option<i32> {
+    let limits = &device.limits;
+    Some(match which {
+        1 => limits.threads as i32,
+        2..=4 => limits.block[which as usize - 2] as i32,
+        5..=7 => limits.grid[which as usize - 5] as i32,
+        8 => SHARED_DEFAULT as i32,
+        9 => 64 << 10,       // constant memory
+        10 => 32,            // a warp
+        11 => i32::MAX,      // pitch
+        12 | 82 => 64 << 10, // registers a block, a multiprocessor
+        13 => 1_980_000,     // clock, kHz
+        15 | 18 | 35 => 0,   // overlap, integrated, ECC
+        16 => limits.multiprocessors as i32,
+        17 | 20 => 0,      // timeout, compute mode
+        31 | 40 | 41 => 1, // concurrent kernels, copy engines, unified addresses
+        33 | 34 | 50 => 0, // where it sits
+        36 => 2_619_000,   // memory clock, kHz
+        37 => 5120,        // bus, bits
+        38 => 50 << 20,    // L2
+        39 => limits.threads_each as i32,
+        75 => device.capability.0,
+        76 => device.capability.1,
+        78 => 1, // stream priorities
+        81 => limits.shared_each as i32,
+        83 => 0, // managed memory
+        84 | 87 | 88 | 89 => 0,
+        95 => 1, // cooperative launch
+        97 => limits.shared as i32,
+        106 => limits.blocks_each as i32,
+        111 => ptx_emulator::Limits::RESERVED as i32,
+        115 => 1, // memory pools
+        _ => return None,
+    })
+}
+
+/// A launch as it is asked for.
+struct Asked {
+    function: u64,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: u64,
+    cooperative: bool,
+}
+
+unsafe fn launch(device: &Device, asked: Asked, parameters: *mut *mut c_void, extra: *mut *mut c_void) -> Outcome<()> {
+    let function = device.function(asked.function)?;
+    if !extra.is_null() {
+        return Err(Failure::new(NOT_SUPPORTED, "arguments through `extra`"));
+    }
+    let wanted = &function.kernel.parameters;
+    if parameters.is_null() && !wanted.is_empty() {
+        return Err(Failure::new(INVALID_VALUE, format!("{} takes parameters, none are given", function.kernel.name)));
+    }
+    let mut values = Vec::with_capacity(wanted.len());
+    for (i, &(_, size)) in wanted.iter().enumerate() {
+        // SAFETY: as many pointers as the kernel has parameters, each to as many bytes as that one has
+        let at = unsafe { *parameters.add(i) };
+        // SAFETY: as above
+        values.push(unsafe { bytes(at, size)? }.to_vec());
+    }
+    let config = LaunchConfig {
+        grid: asked.grid,
+        block: asked.block,
+        dynamic_shared: asked.shared as usize,
+        seed: 1,
+        cooperative: asked.cooperative,
+    };
+    let run = move |device: &Device| device.launch(&function, config, &values);
+    capture::run_or_record(device, asked.stream, Box::new(run))
+}
+
+/// What `cuLaunchKernelEx` takes.
+#[repr(C)]
+pub struct CUlaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: u64,
+    attributes: *const CUlaunchAttribute,
+    count: c_uint,
+}
+
+/// An attribute of a launch.
+#[repr(C)]
+pub struct CUlaunchAttribute {
+    id: c_uint,
+    pad: [u8; 4],
+    value: [u32; 16],
+}
+
+fn to_host(device: &Device, to: *mut c_void, from: u64, count: usize, stream: Option<u64>) -> Outcome<()> {
+    if let Some(stream) = stream
+        && capture::is_capturing(stream)
+    {
+        return Err(Failure::new(CAPTURE_UNSUPPORTED, "a copy to the host while the stream is captured"));
+    }
+    if count > 0 && to.is_null() {
+        return Err(Failure::new(INVALID_VALUE, "a null pointer to copy to"));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    // SAFETY: the caller's memory of `count` bytes, not null
+    let bytes = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), count) };
+    Ok(device.memory.read(from, bytes)?)
+}
+
+entries! {
+    fn cuInit(_flags: c_uint) |_device| { Ok(()) }
+    fn cuDriverGetVersion(version: *mut c_int) |_device| { put(version, 13_000) }
+    fn cuDeviceGet(device_out: *mut c_int, ordinal: c_int) |_device| { check_device(ordinal)?; put(device_out, 0) }
+    fn cuDeviceGetCount(count: *mut c_int) |_device| { put(count, 1) }
+    fn cuDeviceGetName(to: *mut c_char, length: c_int, ordinal: c_int) |_device| {
+        check_device(ordinal)?;
+        let text = b"emulated H100\0";
+        let count = (length.max(0) as usize).min(text.len());
+        for (i, &byte) in text[..count].iter().enumerate() {
+            put(to.add(i), if i + 1 == count { 0 } else { byte as c_char })?;
+        }
+        Ok(())
+    }
+    fn cuDeviceGetUuid(uuid: *mut [u8; 16], ordinal: c_int) |_device| { check_device(ordinal)?; put(uuid, *b"emulated device!") }
+    fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], ordinal: c_int) |_device| { check_device(ordinal)?; put(uuid, *b"emulated device!") }
+    fn cuDeviceTotalMem_v2(total: *mut usize, ordinal: c_int) |device| { check_device(ordinal)?; put(total, device.memory.capacity()) }
+    fn cuDeviceGetAttribute(value: *mut c_int, which: c_int, ordinal: c_int) |device| {
+        check_device(ordinal)?;
+        let found = attribute(device, which);
+        put(value, found.ok_or_else(|| Failure::new(INVALID_VALUE, format!("device attribute {which} is not known")))?)
+    }
+    fn cuDevicePrimaryCtxRetain(context: *mut u64, ordinal: c_int) |_device| { check_device(ordinal)?; put(context, CONTEXT) }
+    fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) |_device| { check_device(ordinal) }
+    fn cuCtxGetCurrent(context: *mut u64) |_device| { put(context, CONTEXT) }
+    fn cuCtxSetCurrent(_context: u64) |_device| { Ok(()) }
+    fn cuCtxGetDevice(ordinal: *mut c_int) |_device| { put(ordinal, 0) }
+    fn cuCtxSynchronize() |_device| { Ok(()) }
+
+    fn cuStreamCreate(stream: *mut u64, _flags: c_uint) |device| { put(stream, device.handle()) }
+    fn cuStreamCreateWithPriority(stream: *mut u64, _flags: c_uint, _priority: c_int) |device| { put(stream, device.handle()) }
+    fn cuStreamDestroy_v2(stream: u64) |device| { device.close(stream) }
+    fn cuStreamSynchronize(stream: u64) |_device| {
+        if capture::is_capturing(stream) {
+            return Err(Failure::new(CAPTURE_UNSUPPORTED, "a stream that is captured cannot be waited for"));
+        }
+        Ok(())
+    }
+    fn cuStreamQuery(_stream: u64) |_device| { Ok(()) }
+    fn cuStreamWaitEvent(_stream: u64, _event: u64, _flags: c_uint) |_device| { Ok(()) }
+    fn cuEventCreate(event: *mut u64, _flags: c_uint) |device| { put(event, device.handle()) }
+    fn cuEventRecord(event: u64, _stream: u64) |_device| { capture::record_event(event, Instant::now()); Ok(()) }
+    fn cuEventSynchronize(_event: u64) |_device| { Ok(()) }
+    fn cuEventQuery(_event: u64) |_device| { Ok(()) }
+    fn cuEventElapsedTime(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
+    fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
+    fn cuEventDestroy_v2(event: u64) |device| { device.close(event) }
+    fn cuStreamIsCapturing(stream: u64, status: *mut c_int) |_device| { put(status, c_int::from(capture::is_capturing(stream))) }
+    fn cuStreamBeginCapture_v2(stream: u64, _mode: c_int) |_device| { capture::begin(stream) }
+    fn cuStreamEndCapture(stream: u64, graph: *mut u64) |device| { let made = capture::end(device, stream)?; put(graph, made) }
+    fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, _flags: u64) |_device| { capture::check(graph)?; put(executable, graph) }
+    fn cuGraphUpload(executable: u64, _stream: u64) |_device| { capture::check(executable) }
+    fn cuGraphLaunch(executable: u64, _stream: u64) |device| { capture::launch(device, executable) }
+    fn cuGraphDestroy(graph: u64) |_device| { capture::check(graph) }
+    fn cuGraphExecDestroy(executable: u64) |_device| { capture::destroy(executable) }
+
+    fn cuMemAlloc_v2(address: *mut u64, size: usize) |device| {
+        if size == 0 {
+            return Err(Failure::new(INVALID_VALUE, "an allocation of 0 bytes"));
+        }
+        put(address, device.memory.allocate(size)?)
+    }
+    fn cuMemAllocAsync(address: *mut u64, size: usize, _stream: u64) |device| { put(address, device.memory.allocate(size)?) }
+    fn cuMemFree_v2(address: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
+    fn cuMemFreeAsync(address: u64, _stream: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |device| {
+        let capacity = device.memory.capacity();
+        put(free, capacity - device.memory.usage().0)?;
+        put(total, capacity)
+    }
+    fn cuMemHostAlloc(address: *mut *mut u8, size: usize, _flags: c_uint) |_device| { put(address, capture::pinned(size)?) }
+    fn cuMemFreeHost(address: *mut u8) |_device| { capture::unpin(address) }
+    fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, count: usize) |device| { Ok(device.memory.write(to, bytes(from, count)?)?) }
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, count: usize, stream: u64) |device| {
+        let data = bytes(from, count)?.to_vec();
+        capture::run_or_record(device, stream, Box::new(move |device| Ok(device.memory.write(to, &data)?)))
+    }
+    fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, count: usize) |device| { to_host(device, to, from, count, None) }
+    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, count: usize, stream: u64) |device| { to_host(device, to, from, count, Some(stream)) }
+    fn cuMemcpyDtoD_v2(to: u64, from: u64, count: usize) |device| { Ok(device.memory.copy(to, from, count)?) }
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, count: usize, stream: u64) |device| {
+        capture::run_or_record(device, stream, Box::new(move |device| Ok(device.memory.copy(to, from, count)?)))
+    }
+    fn cuMemsetD8_v2(to: u64, value: u8, count: usize) |device| { Ok(device.memory.fill(to, value, count)?) }
+    fn cuMemsetD8Async(to: u64, value: u8, count: usize, stream: u64) |device| {
+        capture::run_or_record(device, stream, Box::new(move |device| Ok(device.memory.fill(to, value, count)?)))
+    }
+
+    fn cuModuleLoadData(module: *mut u64, image: *const c_void) |device| {
+        let text = name(image.cast())?;
+        put(module, device.load(text)?)
+    }
+    fn cuModuleLoad(module: *mut u64, path: *const c_char) |device| {
+        let path = name(path)?;
+        let text = std::fs::read_to_string(path).map_err(|error| Failure::new(301, format!("{path}: {error}")))?;
+        put(module, device.load(&text)?)
+    }
+    fn cuModuleUnload(module: u64) |device| { device.unload(module) }
+    fn cuModuleGetFunction(function: *mut u64, module: u64, text: *const c_char) |device| {
+        put(function, device.function_of(module, name(text)?)?)
+    }
+    fn cuModuleGetGlobal_v2(address: *mut u64, size: *mut usize, module: u64, text: *const c_char) |device| {
+        let text = name(text)?;
+        let found = device.module(module)?.module.variable(text);
+        let found = found.ok_or_else(|| Failure::new(NOT_FOUND, format!("no variable {text} in the module")))?;
+        if !address.is_null() {
+            put(address, found)?;
+        }
+        if !size.is_null() {
+            put(size, device.memory.range(found).map_or(0, |(_, size)| size))?;
+        }
+        Ok(())
+    }
+    fn cuFuncGetAttribute(value: *mut c_int, which: c_int, function: u64) |device| {
+        let function = device.function(function)?;
+        let kernel = &function.kernel;
+        put(value, match which {
+            0 => kernel.most_threads.unwrap_or(u64::MAX).min(u64::from(device.limits.threads)) as c_int,
+            1 => kernel.static_shared() as c_int,
+            2 => 0,
+            3 => kernel.local_memory() as c_int,
+            // Registers are ptxas's affair: as many as the kernel may have.
+            4 => 255,
+            5 | 6 => 10 * device.capability.0 + device.capability.1,
+            7 => 0,
+            8 => *lock(&function.dynamic_shared) as c_int,
+            9 => -1,
+            _ => return Err(Failure::new(INVALID_VALUE, format!("function attribute {which} is not known"))),
+        })
+    }
+    fn cuFuncSetAttribute(function: u64, which: c_int, value: c_int) |device| {
+        let function = device.function(function)?;
+        match which {
+            8 => {
+                let most = device.limits.shared.saturating_sub(function.kernel.static_shared());
+                if value < 0 || value as usize > most {
+                    let reason = format!("{value} bytes of dynamic shared memory, at most {most} for {}", function.kernel.name);
+                    return Err(Failure::new(INVALID_VALUE, reason));
+                }
+                *lock(&function.dynamic_shared) = value as usize;
+                Ok(())
+            }
+            9 => Ok(()),
+            _ => Err(Failure::new(INVALID_VALUE, format!("function attribute {which} cannot be set"))),
+        }
+    }
+    fn cuFuncSetCacheConfig(function: u64, _config: c_int) |device| { device.function(function).map(|_| ()) }
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(count: *mut c_int, function: u64, threads: c_int, shared: usize) |device| {
+        put(count, device.function(function)?.kernel.occupancy(threads.max(0) as u32, shared, &device.limits) as c_int)
+    }
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(count: *mut c_int, function: u64, threads: c_int, shared: usize, _flags: c_uint) |device| {
+        put(count, device.function(function)?.kernel.occupancy(threads.max(0) as u32, shared, &device.limits) as c_int)
+    }
+    fn cuLaunchKernel(function: u64, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: u64,
+                      parameters: *mut *mut c_void, extra: *mut *mut c_void) |device| {
+        let asked = Asked { function, grid: [gx, gy, gz], block: [bx, by, bz], shared, stream, cooperative: false };
+        launch(device, asked, parameters, extra)
+    }
+    fn cuLaunchCooperativeKernel(function: u64, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint,
+                                 stream: u64, parameters: *mut *mut c_void) |device| {
+        let asked = Asked { function, grid: [gx, gy, gz], block: [bx, by, bz], shared, stream, cooperative: true };
+        launch(device, asked, parameters, std::ptr::null_mut())
+    }
+    fn cuLaunchKernelEx(config: *const CUlaunchConfig, function: u64, parameters: *mut *mut c_void, extra: *mut *mut c_void) |device| {
+        let Some(config) = config.as_ref() else {
+            return Err(Failure::new(INVALID_VALUE, "a null pointer for a launch"));
+        };
+        let attributes = if config.count == 0 { &[] } else { std::slice::from_raw_parts(config.attributes, config.count as usize) };
+        let mut cooperative = false;
+        for attribute in attributes {
+            match (attribute.id, &attribute.value[..3]) {
+                (0, _) | (4, [0 | 1, 0 | 1, 0 | 1]) => {}
+                (2, [value, ..]) => cooperative = *value != 0,
+                (id, _) => return Err(Failure::new(NOT_SUPPORTED, format!("launch attribute {id}"))),
+            }
+        }
+        let asked = Asked { function, grid: config.grid, block: config.block, shared: config.shared, stream: config.stream, cooperative };
+        launch(device, asked, parameters, extra)
+    }
+}
+
+/// The name and the meaning of an error.
+fn meaning(code: u32) -> Option<(&'static CStr, &'static CStr)> {
+    Some(match code {
+        0 => (c"CUDA_SUCCESS", c"no error"),
+        1 => (c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
+        2 => (c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
+        101 => (c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
+        218 => (c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
+        301 => (c"CUDA_ERROR_FILE_NOT_FOUND", c"file not found"),
+        400 => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
+        500 => (c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
+        700 => (c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
+        702 => (c"CUDA_ERROR_LAUNCH_TIMEOUT", c"the launch timed out and was terminated"),
+        715 => (c"CUDA_ERROR_ILLEGAL_INSTRUCTION", c"an illegal instruction was encountered"),
+        716 => (c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address"),
+        LAUNCH_FAILED => (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure; the emulated driver has said why"),
+        720 => (c"CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", c"too many blocks in cooperative launch"),
+        NOT_SUPPORTED => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
+        CAPTURE_UNSUPPORTED => {
+            (c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", c"operation not permitted when stream is capturing")
+        }
+        UNKNOWN => (c"CUDA_ERROR_UNKNOWN", c"unknown error"),
+        _ => return None,
+    })
+}
+
+/// The name of an error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorName(code: u32, text: *mut *const c_char) -> u32 {
+    let (found, result) = meaning(code).map_or((std::ptr::null(), INVALID_VALUE), |(name, _)| (name.as_ptr(), 0));
+    // SAFETY: the caller's pointer for a result
+    unsafe { put(text, found) }.map_or_else(|failure| failure.code, |()| result)
+}
+
+/// What an error means.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorString(code: u32, text: *mut *const c_char) -> u32 {
+    let (found, result) = meaning(code).map_or((std::ptr::null(), INVALID_VALUE), |(_, text)| (text.as_ptr(), 0));
+    // SAFETY: the caller's pointer for a result
+    unsafe { put(text, found) }.map_or_else(|failure| failure.code, |()| result)
+}

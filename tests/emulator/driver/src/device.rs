@@ -1,0 +1,276 @@
+//! The device: its memory, its modules, what it can do, and what went wrong.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use ptx_emulator::{Error, Kernel, LaunchConfig, Limits, Memory, Module};
+
+/// `CUresult` values that are not an [`Error`]'s.
+pub(crate) const SUCCESS: u32 = 0;
+pub(crate) const INVALID_VALUE: u32 = 1;
+pub(crate) const INVALID_DEVICE: u32 = 101;
+pub(crate) const INVALID_HANDLE: u32 = 400;
+pub(crate) const NOT_FOUND: u32 = 500;
+pub(crate) const LAUNCH_FAILED: u32 = 719;
+pub(crate) const NOT_SUPPORTED: u32 = 801;
+pub(crate) const CAPTURE_UNSUPPORTED: u32 = 900;
+pub(crate) const UNKNOWN: u32 = 999;
+
+/// Dynamic and static shared memory that a kernel has without asking for more.
+pub(crate) const SHARED_DEFAULT: usize = 48 << 10;
+
+/// A failed call: its `CUresult`, and why.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub code: u32,
+    pub reason: String,
+}
+
+impl Failure {
+    pub fn new(code: u32, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+pub(crate) type Outcome<T> = Result<T, Failure>;
+
+/// A module and the kernels that have been asked for.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub module: Module,
+    kernels: Mutex<HashMap<String, Arc<Function>>>,
+}
+
+/// A kernel, and the dynamic shared memory that it may have.
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub kernel: Kernel,
+    pub owner: u64,
+    pub dynamic_shared: Mutex<usize>,
+}
+
+/// The device.
+pub(crate) struct Device {
+    pub memory: Memory,
+    pub limits: Limits,
+    pub capability: (i32, i32),
+    modules: Mutex<HashMap<u64, Arc<Loaded>>>,
+    functions: Mutex<HashMap<u64, Arc<Function>>>,
+    /// Streams and events that were made
+    handles: Mutex<HashSet<u64>>,
+    next: AtomicU64,
+    launches: AtomicU64,
+    seed: u64,
+    /// The first fault of a kernel: every later call fails with it
+    fault: Mutex<Option<Failure>>,
+    message: Mutex<String>,
+    counters: Option<Mutex<std::fs::File>>,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    match text.parse() {
+        Ok(value) => Some(value),
+        Err(_) => {
+            eprintln!("emulated driver: {name}={text} is not a number, and is ignored");
+            None
+        }
+    }
+}
+
+static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+    let counters = std::env::var_os("PTX_EMULATOR_COUNTERS").and_then(|path| {
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        file.map_err(|error| eprintln!("emulated driver: {}: {error}", path.display())).ok()
+    });
+    Device {
+        memory: Memory::new(number("PTX_EMULATOR_MEMORY_MB").unwrap_or(4096) as usize * (1 << 20)),
+        limits: Limits::default(),
+        capability: (9, 0),
+        modules: Mutex::default(),
+        functions: Mutex::default(),
+        handles: Mutex::default(),
+        next: AtomicU64::new(0x100),
+        launches: AtomicU64::new(0),
+        seed: number("PTX_EMULATOR_SEED").unwrap_or(1),
+        fault: Mutex::default(),
+        message: Mutex::default(),
+        counters: counters.map(Mutex::new),
+    }
+});
+
+pub(crate) fn device() -> &'static Device {
+    &DEVICE
+}
+
+/// The reason of the last call that failed.
+pub fn last_message() -> String {
+    lock(&device().message).clone()
+}
+
+impl Device {
+    /// A number that no other handle has.
+    pub fn handle(&self) -> u64 {
+        let handle = self.next.fetch_add(16, Relaxed);
+        lock(&self.handles).insert(handle);
+        handle
+    }
+
+    pub fn close(&self, handle: u64) -> Outcome<()> {
+        let known = lock(&self.handles).remove(&handle);
+        if known { Ok(()) } else { Err(Failure::new(INVALID_HANDLE, format!("{handle:#x} is no stream or event"))) }
+    }
+
+    pub fn load(&self, text: &str) -> Outcome<u64> {
+        let module = Module::load(text, &self.memory)?;
+        let handle = self.handle();
+        lock(&self.modules).insert(handle, Arc::new(Loaded { module, kernels: Mutex::default() }));
+        Ok(handle)
+    }
+
+    pub fn module(&self, handle: u64) -> Outcome<Arc<Loaded>> {
+        let found = lock(&self.modules).get(&handle).cloned();
+        found.ok_or_else(|| Failure::new(INVALID_HANDLE, format!("{handle:#x} is no module")))
+    }
+
+    pub fn unload(&self, handle: u64) -> Outcome<()> {
+        let loaded = self.module(handle)?;
+        lock(&self.modules).remove(&handle);
+        lock(&self.functions).retain(|_, function| function.owner != handle);
+        Ok(loaded.module.unload(&self.memory)?)
+    }
+
+    /// The handle of a kernel, decoded when it is asked for first.
+    pub fn function_of(&self, module: u64, name: &str) -> Outcome<u64> {
+        let loaded = self.module(module)?;
+        let mut kernels = lock(&loaded.kernels);
+        if let Some(function) = kernels.get(name) {
+            return Ok(Arc::as_ptr(function) as u64);
+        }
+        let function = Arc::new(Function {
+            kernel: loaded.module.kernel(name)?,
+            owner: module,
+            dynamic_shared: Mutex::new(SHARED_DEFAULT),
+        });
+        let handle = Arc::as_ptr(&function) as u64;
+        lock(&self.functions).insert(handle, function.clone());
+        kernels.insert(name.into(), function);
+        Ok(handle)
+    }
+
+    pub fn function(&self, handle: u64) -> Outcome<Arc<Function>> {
+        let found = lock(&self.functions).get(&handle).cloned();
+        found.ok_or_else(|| Failure::new(INVALID_HANDLE, format!("{handle:#x} is no function")))
+    }
+
+    /// Runs a kernel to its end.
+    pub fn launch(&self, function: &Function, config: LaunchConfig, parameters: &[Vec<u8>]) -> Outcome<()> {
+        let kernel = &function.kernel;
+        let dynamic = *lock(&function.dynamic_shared);
+        if config.dynamic_shared + kernel.static_shared() > SHARED_DEFAULT && config.dynamic_shared > dynamic {
+            return Err(Failure::new(
+                INVALID_VALUE,
+                format!(
+                    "{} bytes of dynamic shared memory for {}, which has asked for no more than {dynamic} (cuFuncSetAttribute)",
+                    config.dynamic_shared, kernel.name
+                ),
+            ));
+        }
+        let number = self.launches.fetch_add(1, Relaxed);
+        let seed = (self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).max(1);
+        let config = LaunchConfig { seed, ..config };
+        let loaded = self.module(function.owner)?;
+        let parameters: Vec<&[u8]> = parameters.iter().map(Vec::as_slice).collect();
+        let result = loaded.module.launch(kernel, &config, &parameters, &self.memory, &self.limits);
+        if let Some(file) = &self.counters
+            && let Ok(counters) = &result
+        {
+            let (used, peak) = self.memory.usage();
+            let mut line = serde_json::json!({
+                "launch": number, "kernel": kernel.name, "grid": config.grid, "block": config.block,
+                "static_shared": kernel.static_shared(), "dynamic_shared": config.dynamic_shared,
+                "cooperative": config.cooperative, "memory": used, "peak_memory": peak,
+            });
+            if let (Some(line), Ok(serde_json::Value::Object(counters))) =
+                (line.as_object_mut(), serde_json::to_value(counters))
+            {
+                line.extend(counters);
+            }
+            if let Err(error) = writeln!(lock(file), "{line}") {
+                eprintln!("emulated driver: PTX_EMULATOR_COUNTERS: {error}");
+            }
+        }
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let failure = Failure::from(error.clone());
+                if matches!(error, Error::Fault(_)) {
+                    lock(&self.fault).get_or_insert(failure.clone());
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn report(&self, name: &str, failure: &Failure) {
+        eprintln!("emulated driver: {name}: {} (error {})", failure.reason, failure.code);
+        *lock(&self.message) = failure.reason.clone();
+    }
+}
+
+/// Runs the body of an entry point: no panic leaves it, and after a fault it fails with that fault.
+pub(crate) fn call(name: &str, body: impl FnOnce(&'static Device) -> Outcome<()>) -> u32 {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let device = device();
+        let fault = lock(&device.fault).clone();
+        if let Some(fault) = fault {
+            return fault.code;
+        }
+        match body(device) {
+            Ok(()) => SUCCESS,
+            Err(failure) => {
+                device.report(name, &failure);
+                failure.code
+            }
+        }
+    }));
+    outcome.unwrap_or_else(|_| {
+        eprintln!("emulated driver: {name}: a defect of the emulator");
+        UNKNOWN
+    })
+}
+
+/// Says, for each name once, that something is not here.
+pub(crate) fn unsupported(name: &str) {
+    static SAID: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    if lock(&SAID).insert(name.into()) {
+        eprintln!("emulated driver: {name} is not supported");
+    }
+}
+
+/// Writes a result through a pointer of the caller.
+///
+/// # Safety
+/// `to` is null, or may be written.
+pub(crate) unsafe fn put<T>(to: *mut T, value: T) -> Outcome<()> {
+    if to.is_null() {
+        return Err(Failure::new(INVALID_VALUE, "a null pointer for a result"));
+    }
+    // SAFETY: the caller's pointer for a result, which is not null
+    unsafe { to.write_unaligned(value) };
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! A stand-in for `libcuda.so.1` and the libraries that Candle's device links (cuBLAS, cuBLASLt, cuRAND, NVRTC, cudart): one shared object
+//! under all their names. Kernels run on [`ptx_emulator`], at once: a launch has ended when the call returns, and streams have nothing to
+//! wait for. `device.rs` is the device and its errors, the other files are the C interfaces.
+//!
+//! What is not here fails with "not supported" and its name on the standard error. No panic leaves the library.
+
+mod blas;
+mod capture;
+mod cuda;
+mod device;
+mod random;
+mod stubs;
+
+pub use device::last_message;

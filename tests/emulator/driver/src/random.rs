@@ -1,0 +1,128 @@
+//! cuRAND: uniform and normal numbers from the generators of `rand`; not cuRAND's own sequences, but the same seed gives the same numbers.
+#![allow(clippy::missing_safety_doc)] // They have the contracts of the functions whose names they have.
+
+use std::collections::HashMap;
+use std::ffi::{c_int, c_ulonglong};
+use std::sync::{LazyLock, Mutex};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rand_distr::{Distribution, StandardNormal};
+
+use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, call, lock, put};
+
+static GENERATORS: LazyLock<Mutex<HashMap<u64, StdRng>>> = LazyLock::new(Mutex::default);
+
+/// A `curandStatus_t`.
+fn random(name: &str, body: impl FnOnce(&'static Device) -> Outcome<()>) -> u32 {
+    match call(name, body) {
+        0 => 0,
+        INVALID_HANDLE => 101,
+        INVALID_VALUE => 104,
+        _ => 201,
+    }
+}
+
+fn unknown() -> Failure {
+    Failure::new(INVALID_HANDLE, "no such generator")
+}
+
+fn fill<const SIZE: usize>(
+    device: &Device,
+    generator: u64,
+    at: u64,
+    count: usize,
+    mut next: impl FnMut(&mut StdRng) -> [u8; SIZE],
+) -> Outcome<()> {
+    let mut generators = lock(&GENERATORS);
+    let rng = generators.get_mut(&generator).ok_or_else(unknown)?;
+    let bytes: Vec<u8> = (0..count).flat_map(|_| next(rng)).collect();
+    Ok(device.memory.write(at, &bytes)?)
+}
+
+/// Normal numbers come in pairs.
+fn even(count: usize) -> Outcome<()> {
+    if count.is_multiple_of(2) {
+        Ok(())
+    } else {
+        Err(Failure::new(INVALID_VALUE, format!("{count} normal numbers: an odd number")))
+    }
+}
+
+/// Creates a generator.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandCreateGenerator(generator: *mut u64, _kind: c_int) -> u32 {
+    random("curandCreateGenerator", |device| {
+        let handle = device.handle();
+        lock(&GENERATORS).insert(handle, StdRng::seed_from_u64(0));
+        // SAFETY: the caller's pointer for a result
+        unsafe { put(generator, handle) }
+    })
+}
+
+/// Destroys a generator.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandDestroyGenerator(generator: u64) -> u32 {
+    random("curandDestroyGenerator", |_| lock(&GENERATORS).remove(&generator).map(|_| ()).ok_or_else(unknown))
+}
+
+/// Seeds a generator.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandSetPseudoRandomGeneratorSeed(generator: u64, seed: c_ulonglong) -> u32 {
+    random("curandSetPseudoRandomGeneratorSeed", |_| {
+        *lock(&GENERATORS).get_mut(&generator).ok_or_else(unknown)? = StdRng::seed_from_u64(seed);
+        Ok(())
+    })
+}
+
+/// Streams have nothing to wait for.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandSetStream(_generator: u64, _stream: u64) -> u32 {
+    0
+}
+
+/// Uniform on (0, 1].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandGenerateUniform(generator: u64, at: u64, count: usize) -> u32 {
+    random("curandGenerateUniform", |device| {
+        fill(device, generator, at, count, |rng| (1.0 - rng.random::<f32>()).to_le_bytes())
+    })
+}
+
+/// Uniform on (0, 1].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandGenerateUniformDouble(generator: u64, at: u64, count: usize) -> u32 {
+    random("curandGenerateUniformDouble", |device| {
+        fill(device, generator, at, count, |rng| (1.0 - rng.random::<f64>()).to_le_bytes())
+    })
+}
+
+/// Normal with a mean and a standard deviation.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandGenerateNormal(generator: u64, at: u64, count: usize, mean: f32, deviation: f32) -> u32 {
+    random("curandGenerateNormal", |device| {
+        even(count)?;
+        fill(device, generator, at, count, |rng| {
+            let value: f32 = StandardNormal.sample(rng);
+            (mean + deviation * value).to_le_bytes()
+        })
+    })
+}
+
+/// Normal with a mean and a standard deviation.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn curandGenerateNormalDouble(
+    generator: u64,
+    at: u64,
+    count: usize,
+    mean: f64,
+    deviation: f64,
+) -> u32 {
+    random("curandGenerateNormalDouble", |device| {
+        even(count)?;
+        fill(device, generator, at, count, |rng| {
+            let value: f64 = StandardNormal.sample(rng);
+            (mean + deviation * value).to_le_bytes()
+        })
+    })
+}
