@@ -29,11 +29,11 @@ fn reductions() {
 #[test]
 fn places_of_extremes() {
     for dtype in [DType::F32, DType::F64, DType::U32, DType::I64] {
-        for (rows, columns) in [(1, 1), (5, 77), (33, 64), (2, 2000)] {
+        for (rows, columns) in [(1usize, 1usize), (5, 77), (33, 64), (2, 2000)] {
             for dim in 0..2 {
                 for transposed in [false, true] {
                     let x = |device: &_| {
-                        let count = rows * columns;
+                        let count: usize = rows * columns;
                         let values: Vec<f64> =
                             (0..count).map(|i| ((i * 7919 + 13) % count.next_power_of_two()) as f64).collect();
                         // A permutation of what is there: odd multiples modulo a power of two do not repeat.

@@ -124,6 +124,8 @@ pub enum FaultKind {
         address: u64,
         /// The other thread's rank in its block
         other: u32,
+        /// The other's access was an atomic
+        atomic: bool,
     },
     /// Two warps touch the same word of global memory in a launch, one of them writing, and nothing orders them.
     GlobalRace {
@@ -133,6 +135,8 @@ pub enum FaultKind {
         block: u32,
         /// The other's warp in its block
         warp: u32,
+        /// The other's access was an atomic
+        atomic: bool,
     },
     /// An access to shared memory that a `cp.async` is still to write.
     InFlight {
@@ -168,11 +172,13 @@ impl std::fmt::Display for FaultKind {
             FaultKind::Uninitialised { space, address } => {
                 write!(f, "read of {space} memory never written, at {address:#x}")
             }
-            FaultKind::SharedRace { address, other } => {
-                write!(f, "race in shared memory at {address:#x} with thread {other} of the block")
+            FaultKind::SharedRace { address, other, atomic } => {
+                let by = if *atomic { "an atomic of " } else { "" };
+                write!(f, "race in shared memory at {address:#x} with {by}thread {other} of the block")
             }
-            FaultKind::GlobalRace { address, block, warp } => {
-                write!(f, "race in global memory at {address:#x} with warp {warp} of block {block}")
+            FaultKind::GlobalRace { address, block, warp, atomic } => {
+                let by = if *atomic { "an atomic of " } else { "" };
+                write!(f, "race in global memory at {address:#x} with {by}warp {warp} of block {block}")
             }
             FaultKind::InFlight { address } => {
                 write!(f, "access to shared memory at {address:#x}, which a cp.async that nobody has waited for writes")

@@ -101,6 +101,8 @@ struct Warp<'g> {
     known: Vec<u32>,
     copies: Vec<AsyncCopy>,
     commits: [u32; LANES],
+    /// A read that is a race, unless a compare-and-swap of the address follows: instruction, lane, address, the race
+    doubt: Option<(u32, usize, u64, FaultKind)>,
     /// The carry of extended-precision arithmetic, a bit a lane
     carry: u32,
     /// The last strong load: instruction, address, value
@@ -330,6 +332,7 @@ impl<'g> Block<'g> {
                     known: vec![0; count as usize],
                     copies: Vec::new(),
                     commits: [0; LANES],
+                    doubt: None,
                     carry: 0,
                     last_look: None,
                 }
@@ -603,6 +606,9 @@ impl<'g> Run<'g> {
                     None => mask,
                     Some(pred) => mask & warp.predicate(pred),
                 };
+                if warp.doubt.is_some() && inst.kind.is_seen() {
+                    resolve_doubt(warp, inst, active)?;
+                }
                 self.counters.warp_instructions += 1;
                 self.counters.thread_instructions += u64::from(active.count_ones());
                 match &inst.kind {
@@ -704,7 +710,7 @@ impl<'g> Run<'g> {
         world: &mut World,
     ) -> Result<Next, LaneFault> {
         match &inst.kind {
-            Kind::Op32 { op, dst, src, flush: false } => {
+            Kind::Op32 { op, dst, src, finish: None } => {
                 let value = if let [Src::R32(a), Src::R32(b), Src::R32(c)] = *src {
                     op(&warp.r32[a as usize], &warp.r32[b as usize], &warp.r32[c as usize])
                 } else {
@@ -804,9 +810,9 @@ impl<'g> Run<'g> {
             };
         }
         match &inst.kind {
-            Kind::Op32 { op, dst, src, .. } => {
-                let [a, b, c] = src.map(|src| warp.get32(src).map(lanes::flush));
-                let value = op(&a, &b, &c).map(lanes::flush);
+            Kind::Op32 { op, dst, src, finish: Some(finish) } => {
+                let [a, b, c] = src.map(|src| warp.get32(src).map(|bits| finish.operand(bits)));
+                let value = op(&a, &b, &c).map(|bits| finish.result(bits));
                 warp.put32(*dst, active, &value);
             }
             Kind::Convert { modifiers, to, from, dst, src } => {
@@ -1088,8 +1094,24 @@ impl<'g> Run<'g> {
                 };
                 value = [bytes.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte)); LANES];
             } else if order == Order::Weak && place.space == Some(Space::Global) {
-                let loaded = self.memory.load_lanes(Lanes(active), &addresses, (i * size) as u64, size, &warp.clock);
-                value = loaded.map_err(|(lane, kind)| LaneFault { kind, lane })?;
+                match self.memory.load_lanes(Lanes(active), &addresses, (i * size) as u64, size, &warp.clock) {
+                    Ok(loaded) => value = loaded,
+                    Err((_, FaultKind::GlobalRace { atomic: true, .. })) => {
+                        self.load_doubtful(
+                            warp,
+                            pc,
+                            active,
+                            place.space,
+                            &addresses,
+                            (i * size) as u64,
+                            size,
+                            &mut value,
+                        )?;
+                    }
+                    Err((lane, kind)) => return Err(LaneFault { kind, lane }),
+                }
+            } else if order == Order::Weak && place.space != Some(Space::Local) {
+                self.load_doubtful(warp, pc, active, place.space, &addresses, (i * size) as u64, size, &mut value)?;
             } else {
                 for lane in Lanes(active) {
                     let address = addresses[lane].wrapping_add((i * size) as u64);
@@ -1115,6 +1137,35 @@ impl<'g> Run<'g> {
             }
         }
         Ok(looked(warp, pc, addresses[active.trailing_zeros() as usize], last))
+    }
+
+    /// Reads what may have been changed by atomics. That is a race, unless a compare-and-swap of the same place follows and makes sure of it:
+    /// nvcc's own loops begin so.
+    #[allow(clippy::too_many_arguments)]
+    fn load_doubtful(
+        &mut self,
+        warp: &mut Warp<'g>,
+        pc: u32,
+        active: u32,
+        space: Option<Space>,
+        addresses: &L64,
+        offset: u64,
+        size: usize,
+        value: &mut L64,
+    ) -> Result<(), LaneFault> {
+        for lane in Lanes(active) {
+            let address = addresses[lane].wrapping_add(offset);
+            value[lane] = match self.read(warp, lane, space, address, size, Order::Weak) {
+                Err(
+                    kind @ (FaultKind::GlobalRace { atomic: true, .. } | FaultKind::SharedRace { atomic: true, .. }),
+                ) => {
+                    warp.doubt.get_or_insert((pc, lane, address, kind));
+                    self.read(warp, lane, space, address, size, Order::Strong).map_err(at(lane))?
+                }
+                other => other.map_err(at(lane))?,
+            };
+        }
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -1176,7 +1227,7 @@ impl<'g> Run<'g> {
                 let bytes = &warp.local[start..start + size];
                 Ok(bytes.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte)))
             }
-            Space::Shared => self.shared.load(address, size, &warp.thread(lane, self.tick)),
+            Space::Shared => self.shared.load(address, size, order != Order::Weak, &warp.thread(lane, self.tick)),
         }
     }
 
@@ -1273,11 +1324,14 @@ impl<'g> Run<'g> {
             old[lane] = match space {
                 Space::Shared => {
                     let thread = warp.thread(lane, self.tick);
-                    self.shared.update(address, size, update, &thread).map_err(at(lane))?
+                    self.shared
+                        .update(address, size, op == Atomic::CompareAndSwap, update, &thread)
+                        .map_err(at(lane))?
                 }
                 Space::Global => {
                     global = true;
-                    let now = self.memory.update(address, size, update, &warp.clock).map_err(at(lane))?;
+                    let swap = op == Atomic::CompareAndSwap;
+                    let now = self.memory.update(address, size, swap, update, &warp.clock).map_err(at(lane))?;
                     changed |= update(now) != now;
                     warp.clock.publish(address, &mut world.published);
                     match order {
@@ -1319,7 +1373,7 @@ impl<'g> Run<'g> {
                 let lane = 8 * i + row;
                 for half in 0..2 {
                     let thread = warp.thread(lane, self.tick);
-                    let part = self.shared.load(addresses[lane] + 8 * half, 8, &thread).map_err(at(lane))?;
+                    let part = self.shared.load(addresses[lane] + 8 * half, 8, false, &thread).map_err(at(lane))?;
                     bytes[8 * half as usize..][..8].copy_from_slice(&part.to_le_bytes());
                 }
             }
@@ -1389,6 +1443,19 @@ impl<'g> Run<'g> {
             self.shared.land(copy.to, &bytes[..copy.size], &thread);
         }
         Ok(())
+    }
+}
+
+/// A compare-and-swap of the address that a doubtful read was of settles it; whatever else others may see confirms the race.
+fn resolve_doubt(warp: &mut Warp, inst: &Inst, active: u32) -> Result<(), (u32, LaneFault)> {
+    let Some((pc, lane, address, kind)) = warp.doubt.take() else { return Ok(()) };
+    if active >> lane & 1 == 0 {
+        warp.doubt = Some((pc, lane, address, kind));
+        return Ok(());
+    }
+    match &inst.kind {
+        Kind::Atomic { op: Atomic::CompareAndSwap, place, .. } if warp.addresses(place)[lane] == address => Ok(()),
+        _ => Err((pc, LaneFault { kind, lane })),
     }
 }
 

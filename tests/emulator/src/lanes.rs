@@ -71,50 +71,174 @@ macro_rules! f64s {
     };
 }
 
-/// a·b + c in f32, rounded down, up or towards zero. The product of two f32 is exact in f64, and so is what their sum leaves behind.
-fn fma_directed(a: f32, b: f32, c: f32, mode: char) -> f32 {
-    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
-    let sum = product + c;
-    let nearest = sum as f32;
-    if !nearest.is_finite() || !sum.is_finite() {
+/// A direction to round in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Toward {
+    Zero,
+    Down,
+    Up,
+}
+
+/// The sign of a sum of doubles, none of which is so large or small that their differences round. Shewchuk's expansions.
+fn sign_of_sum(terms: &[f64]) -> f64 {
+    let mut expansion: Vec<f64> = Vec::with_capacity(terms.len());
+    for &term in terms {
+        let mut carry = term;
+        for part in &mut expansion {
+            let sum = carry + *part;
+            let back = sum - carry;
+            *part = (carry - (sum - back)) + (*part - back);
+            carry = sum;
+        }
+        expansion.push(carry);
+    }
+    // Parts do not overlap, and rise: the last that is not zero decides.
+    expansion.into_iter().rev().find(|part| *part != 0.0).unwrap_or(0.0)
+}
+
+/// a·b + c from its nearest double and the sign of what that is off by.
+fn fma_toward(a: f64, b: f64, c: f64, toward: Toward) -> f64 {
+    let nearest = a.mul_add(b, c);
+    let finite = a.is_finite() && b.is_finite() && c.is_finite();
+    if nearest.is_nan() || !finite {
         return nearest;
     }
-    let part = sum - product;
-    let rest = (product - (sum - part)) + (c - part);
-    let over = f64::from(nearest) - sum;
-    // The sign of nearest − exact.
-    let off = if over != 0.0 { over } else { -rest };
-    let down = mode == 'm' || (mode == 'z' && sum > 0.0);
-    let up = mode == 'p' || (mode == 'z' && sum < 0.0);
-    if off > 0.0 && down {
+    if nearest == 0.0 {
+        let product = a * b;
+        // Opposite zeros and exact differences: +0, but −0 when rounding down. What is too small for the type is moved below.
+        if sign_of_product_sum(a, b, c, 0.0) == 0.0 {
+            let same = product.is_sign_negative() == c.is_sign_negative() && product == 0.0 && c == 0.0;
+            return if same {
+                c
+            } else if toward == Toward::Down {
+                -0.0
+            } else {
+                0.0
+            };
+        }
+    }
+    let off = if nearest.is_infinite() { -nearest } else { sign_of_product_sum(a, b, c, nearest) };
+    move_toward(nearest, off, toward)
+}
+
+/// The sign of a·b + c − r.
+fn sign_of_product_sum(a: f64, b: f64, c: f64, r: f64) -> f64 {
+    // Where the product's rounding error would be too small or the product too large for the type, all are scaled: the sign stays.
+    let (a, b, c, r) = match (a * b).abs().max(c.abs()).max(r.abs()) {
+        large if large > 2f64.powi(900) => (a * 2f64.powi(-100), b, c * 2f64.powi(-100), r * 2f64.powi(-100)),
+        small if small < 2f64.powi(-800) => {
+            let up = 2f64.powi(400);
+            // In two steps: a power of two that has its own place in the type.
+            let (a, c, r) = (a * up, c * up, r * up);
+            (a, b * up, c * up, r * up)
+        }
+        _ => (a, b, c, r),
+    };
+    let product = a * b;
+    sign_of_sum(&[a.mul_add(b, -product), product, c, -r])
+}
+
+/// `nearest`, or its neighbour on the side of zero, below or above; `off` has the sign of exact − nearest.
+fn move_toward(nearest: f64, off: f64, toward: Toward) -> f64 {
+    let down = toward == Toward::Down || (toward == Toward::Zero && nearest > 0.0);
+    let up = toward == Toward::Up || (toward == Toward::Zero && nearest < 0.0);
+    if off < 0.0 && down {
         nearest.next_down()
-    } else if off < 0.0 && up {
+    } else if off > 0.0 && up {
+        nearest.next_up()
+    } else if nearest == 0.0 && off > 0.0 && toward == Toward::Up {
+        f64::from_bits(1)
+    } else {
+        nearest
+    }
+}
+
+/// a·b + c in f32, rounded in a direction: of the sum in f64, which is exact but for a rest whose sign is known.
+fn fma_directed(a: f32, b: f32, c: f32, toward: Toward) -> f32 {
+    let sum = odd_sum(f64::from(a) * f64::from(b), f64::from(c), toward == Toward::Down);
+    let nearest = sum as f32;
+    if nearest.is_nan() || sum.is_infinite() {
+        return nearest;
+    }
+    let over = if nearest.is_infinite() { f64::from(nearest) } else { f64::from(nearest) - sum };
+    let down = toward == Toward::Down || (toward == Toward::Zero && sum > 0.0);
+    let up = toward == Toward::Up || (toward == Toward::Zero && sum < 0.0);
+    if over > 0.0 && down {
+        nearest.next_down()
+    } else if over < 0.0 && up {
         nearest.next_up()
     } else {
         nearest
     }
 }
 
+/// The sum of two doubles, rounded to odd: exact, or between its neighbours with the last bit set, so that one more rounding to fewer bits
+/// gives what rounding the exact sum would.
+fn odd_sum(x: f64, y: f64, down: bool) -> f64 {
+    let sum = x + y;
+    if sum == 0.0 && x != 0.0 && down {
+        return -0.0;
+    }
+    let back = sum - x;
+    let rest = (x - (sum - back)) + (y - back);
+    if rest == 0.0 || !sum.is_finite() || sum.to_bits() & 1 == 1 {
+        return sum;
+    }
+    if (rest > 0.0) == (sum > 0.0) { f64::from_bits(sum.to_bits() + 1) } else { f64::from_bits(sum.to_bits() - 1) }
+}
+
 /// Sums and products in f32 with a directed rounding.
 fn directed(name: &str, modifiers: &[&str]) -> Option<Op32> {
     macro_rules! mode {
-        ($mode:literal) => {
+        ($mode:expr) => {
             match name {
                 "add" => f32s!(|a, b, c| fma_directed(a, 1.0, b, $mode)),
                 "sub" => f32s!(|a, b, c| fma_directed(a, 1.0, -b, $mode)),
-                "mul" => f32s!(|a, b, c| fma_directed(a, b, 0.0, $mode)),
+                "mul" => f32s!(|a, b, c| fma_directed(
+                    a,
+                    b,
+                    if a.is_sign_negative() == b.is_sign_negative() { 0.0 } else { -0.0 },
+                    $mode
+                )),
                 "fma" => f32s!(|a, b, c| fma_directed(a, b, c, $mode)),
                 _ => return None,
             }
         };
     }
     Some(if has(modifiers, "rm") {
-        mode!('m')
+        mode!(Toward::Down)
     } else if has(modifiers, "rp") {
-        mode!('p')
+        mode!(Toward::Up)
     } else {
-        mode!('z')
+        mode!(Toward::Zero)
     })
+}
+
+/// The same in f64.
+fn directed64(name: &str, modifiers: &[&str]) -> Option<Op64> {
+    macro_rules! mode {
+        ($mode:expr) => {
+            match name {
+                "add" => f64s!(|a, b, c| fma_toward(a, 1.0, b, $mode)),
+                "sub" => f64s!(|a, b, c| fma_toward(a, 1.0, -b, $mode)),
+                "mul" => f64s!(|a, b, c| mul_toward(a, b, $mode)),
+                "fma" => f64s!(|a, b, c| fma_toward(a, b, c, $mode)),
+                _ => return None,
+            }
+        };
+    }
+    Some(if has(modifiers, "rm") {
+        mode!(Toward::Down)
+    } else if has(modifiers, "rp") {
+        mode!(Toward::Up)
+    } else {
+        mode!(Toward::Zero)
+    })
+}
+
+/// A product: its zeros have their own signs.
+fn mul_toward(a: f64, b: f64, toward: Toward) -> f64 {
+    if a == 0.0 || b == 0.0 { a * b } else { fma_toward(a, b, if (a < 0.0) == (b < 0.0) { 0.0 } else { -0.0 }, toward) }
 }
 
 /// The smaller by PTX: a number against NaN, and −0 below +0.
@@ -132,6 +256,74 @@ fn min_f32(a: f32, b: f32) -> f32 {
 
 fn max_f32(a: f32, b: f32) -> f32 {
     if a == b { f32::from_bits(a.to_bits() & b.to_bits()) } else { a.max(b) }
+}
+
+fn nan_or(a: f64, b: f64, value: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { value }
+}
+
+/// What becomes of operands and results of an operation on floating-point numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Finish {
+    pub ty: Type,
+    /// Subnormal f32 are zero
+    pub flush: bool,
+    /// Results go to [0, 1], NaN to 0
+    pub saturate: bool,
+    /// Negative results go to 0
+    pub relu: bool,
+}
+
+impl Finish {
+    /// None if there is nothing to do.
+    pub fn new(modifiers: &[&str], ty: Type) -> Option<Self> {
+        let float = matches!(ty, Type::F32 | Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2);
+        let flush = ty == Type::F32 && has(modifiers, "ftz");
+        let (saturate, relu) = (float && has(modifiers, "sat"), has(modifiers, "relu"));
+        (flush || saturate || relu).then_some(Self { ty, flush, saturate, relu })
+    }
+
+    pub fn operand(self, bits: u32) -> u32 {
+        if self.flush { flush(bits) } else { bits }
+    }
+
+    pub fn result(self, bits: u32) -> u32 {
+        let clamp = |value: f64| {
+            let value = if self.saturate { if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) } } else { value };
+            // −0 is not below 0, and goes to +0 all the same.
+            if self.relu && value <= 0.0 { 0.0 } else { value }
+        };
+        if !self.saturate && !self.relu {
+            return self.operand(bits);
+        }
+        match self.ty {
+            Type::F32 => (clamp(f64::from(f32::from_bits(self.operand(bits)))) as f32).to_bits(),
+            Type::F16 => half_op(clamp(half(bits))),
+            Type::F16x2 => half_op(clamp(half(bits))) | half_op(clamp(half(bits >> 16))) << 16,
+            Type::Bf16 => brain_op(clamp(brain(bits))),
+            _ => brain_op(clamp(brain(bits))) | brain_op(clamp(brain(bits >> 16))) << 16,
+        }
+    }
+}
+
+/// `cvt` of two f32 to two halves: the first goes to the upper one.
+pub(crate) fn pack(modifiers: &[&str], to: Type) -> Option<Op32> {
+    if !has(modifiers, "rn") || has(modifiers, "satfinite") {
+        return None;
+    }
+    macro_rules! pack {
+        ($half:ident) => {
+            op32!(|a, b, c| {
+                let one = |bits: u32| u32::from($half::from_f32(f32::from_bits(bits)).to_bits());
+                one(a) << 16 | one(b)
+            })
+        };
+    }
+    match to {
+        Type::F16x2 => Some(pack!(f16)),
+        Type::Bf16x2 => Some(pack!(bf16)),
+        _ => None,
+    }
 }
 
 fn half_op(value: f64) -> u32 {
@@ -223,6 +415,20 @@ pub(crate) fn op32(name: &str, modifiers: &[&str], ty: Type) -> Option<Op32> {
         ("mul", F32) => f32s!(|a, b, c| a * b),
         ("fma" | "mad", F32) => fma_f32,
         ("div", F32) => f32s!(|a, b, c| a / b),
+        ("min", F32) if has(modifiers, "NaN") => {
+            f32s!(|a, b, c| if a.is_nan() || b.is_nan() { f32::from_bits(0x7fff_ffff) } else { min_f32(a, b) })
+        }
+        ("max", F32) if has(modifiers, "NaN") => {
+            f32s!(|a, b, c| if a.is_nan() || b.is_nan() { f32::from_bits(0x7fff_ffff) } else { max_f32(a, b) })
+        }
+        ("min", F16 | F16x2 | Bf16 | Bf16x2) if has(modifiers, "NaN") => match ty {
+            F16 | F16x2 => halves!(half, half_op, ty == F16x2, |a, b, c| nan_or(a, b, min_f64(a, b))),
+            _ => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| nan_or(a, b, min_f64(a, b))),
+        },
+        ("max", F16 | F16x2 | Bf16 | Bf16x2) if has(modifiers, "NaN") => match ty {
+            F16 | F16x2 => halves!(half, half_op, ty == F16x2, |a, b, c| nan_or(a, b, max_f64(a, b))),
+            _ => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| nan_or(a, b, max_f64(a, b))),
+        },
         ("min", F32) => f32s!(|a, b, c| min_f32(a, b)),
         ("max", F32) => f32s!(|a, b, c| max_f32(a, b)),
         ("abs", F32) => op32!(|a, b, c| a & 0x7fff_ffff),
@@ -239,16 +445,53 @@ pub(crate) fn op32(name: &str, modifiers: &[&str], ty: Type) -> Option<Op32> {
         ("add", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| a + b),
         ("sub", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| a - b),
         ("mul", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| a * b),
-        ("fma", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| a.mul_add(b, c)),
+        ("fma", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| odd_sum(a * b, c, false)),
         ("min", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| min_f64(a, b)),
         ("max", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| max_f64(a, b)),
-        ("fma", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| a.mul_add(b, c)),
+        ("fma", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| odd_sum(a * b, c, false)),
+        ("add", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| odd_sum(a, b, false)),
+        ("sub", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| odd_sum(a, -b, false)),
+        ("mul", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| a * b),
+        ("tanh", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| a.tanh()),
+        ("tanh", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| a.tanh()),
+        ("ex2", F16 | F16x2) => halves!(half, half_op, ty == F16x2, |a, b, c| a.exp2()),
+        ("ex2", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| a.exp2()),
         ("min", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| min_f64(a, b)),
         ("max", Bf16 | Bf16x2) => halves!(brain, brain_op, ty == Bf16x2, |a, b, c| max_f64(a, b)),
         ("neg", F16 | Bf16) => short!(|a, b, c| a ^ 0x8000),
         ("neg", F16x2 | Bf16x2) => op32!(|a, b, c| a ^ 0x8000_8000),
         ("abs", F16 | Bf16) => short!(|a, b, c| a & 0x7fff),
         ("abs", F16x2 | Bf16x2) => op32!(|a, b, c| a & 0x7fff_7fff),
+        ("add", Signed(4)) if has(modifiers, "sat") => op32!(|a, b, c| (a as i32).saturating_add(b as i32) as u32),
+        ("sub", Signed(4)) if has(modifiers, "sat") => op32!(|a, b, c| (a as i32).saturating_sub(b as i32) as u32),
+        ("mad", Unsigned(4)) if has(modifiers, "hi") => {
+            op32!(|a, b, c| (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c))
+        }
+        ("mad", Signed(4)) if has(modifiers, "hi") && !has(modifiers, "sat") => {
+            op32!(|a, b, c| (((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32).wrapping_add(c))
+        }
+        ("mad", Unsigned(2)) if has(modifiers, "wide") => {
+            op32!(|a, b, c| ((a & 0xffff) * (b & 0xffff)).wrapping_add(c))
+        }
+        ("mad", Signed(2)) if has(modifiers, "wide") => {
+            op32!(|a, b, c| ((i32::from(a as i16) * i32::from(b as i16)) as u32).wrapping_add(c))
+        }
+        ("mul", Unsigned(2)) if has(modifiers, "hi") => short!(|a, b, c| ((u32::from(a) * u32::from(b)) >> 16) as u16),
+        ("mul", Signed(2)) if has(modifiers, "hi") => {
+            short!(|a, b, c| ((i32::from(a as i16) * i32::from(b as i16)) >> 16) as u16)
+        }
+        ("sad", Unsigned(4)) => op32!(|a, b, c| c.wrapping_add(a.abs_diff(b))),
+        ("sad", Signed(4)) => op32!(|a, b, c| c.wrapping_add((a as i32).abs_diff(b as i32))),
+        ("slct", Signed(4)) => op32!(|a, b, c| if c as i32 >= 0 { a } else { b }),
+        ("slct", F32) => op32!(|a, b, c| if f32::from_bits(c) >= 0.0 { a } else { b }),
+        ("bfind", Unsigned(4)) if has(modifiers, "shiftamt") => {
+            op32!(|a, b, c| if a == 0 { u32::MAX } else { a.leading_zeros() })
+        }
+        ("bfind", Unsigned(4)) => op32!(|a, b, c| if a == 0 { u32::MAX } else { 31 - a.leading_zeros() }),
+        ("bfind", Signed(4)) if !has(modifiers, "shiftamt") => op32!(|a, b, c| {
+            let a = if (a as i32) < 0 { !a } else { a };
+            if a == 0 { u32::MAX } else { 31 - a.leading_zeros() }
+        }),
         ("add", Signed(4) | Unsigned(4)) => op32!(|a, b, c| a.wrapping_add(b)),
         ("sub", Signed(4) | Unsigned(4)) => op32!(|a, b, c| a.wrapping_sub(b)),
         ("mul", Signed(4) | Unsigned(4)) if has(modifiers, "lo") => {
@@ -315,6 +558,22 @@ pub(crate) fn op32(name: &str, modifiers: &[&str], ty: Type) -> Option<Op32> {
         ("popc", Bits(4)) => op32!(|a, b, c| a.count_ones()),
         ("clz", Bits(4)) => op32!(|a, b, c| a.leading_zeros()),
         ("brev", Bits(4)) => op32!(|a, b, c| a.reverse_bits()),
+        ("prmt", Bits(4)) if has(modifiers, "f4e") => {
+            op32!(|a, b, c| prmt(a, b, [0x3210, 0x4321, 0x5432, 0x6543][c as usize & 3]))
+        }
+        ("prmt", Bits(4)) if has(modifiers, "b4e") => {
+            op32!(|a, b, c| prmt(a, b, [0x5670, 0x6701, 0x7012, 0x0123][c as usize & 3]))
+        }
+        ("prmt", Bits(4)) if has(modifiers, "rc8") => op32!(|a, b, c| prmt(a, b, 0x1111 * (c & 3))),
+        ("prmt", Bits(4)) if has(modifiers, "ecl") => {
+            op32!(|a, b, c| prmt(a, b, [0x3210, 0x3211, 0x3222, 0x3333][c as usize & 3]))
+        }
+        ("prmt", Bits(4)) if has(modifiers, "ecr") => {
+            op32!(|a, b, c| prmt(a, b, [0x0000, 0x1110, 0x2210, 0x3210][c as usize & 3]))
+        }
+        ("prmt", Bits(4)) if has(modifiers, "rc16") => {
+            op32!(|a, b, c| prmt(a, b, [0x1010, 0x3232, 0x1010, 0x3232][c as usize & 3]))
+        }
         ("prmt", Bits(4)) => op32!(|a, b, c| prmt(a, b, c)),
         ("bfe", Unsigned(4)) => op32!(|a, b, c| bfe(u64::from(a), b, c, 32, false) as u32),
         ("bfe", Signed(4)) => op32!(|a, b, c| bfe(u64::from(a), b, c, 32, true) as u32),
@@ -341,7 +600,7 @@ pub(crate) fn op32(name: &str, modifiers: &[&str], ty: Type) -> Option<Op32> {
 pub(crate) fn op64(name: &str, modifiers: &[&str], ty: Type) -> Option<Op64> {
     use Type::{Bits, F64, Signed, Unsigned};
     if ty == F64 && ["rz", "rm", "rp"].iter().any(|mode| has(modifiers, mode)) {
-        return None;
+        return directed64(name, modifiers);
     }
     Some(match (name, ty) {
         ("mov", _) => op64!(|a, b, c| a),
@@ -399,6 +658,15 @@ pub(crate) fn op64(name: &str, modifiers: &[&str], ty: Type) -> Option<Op64> {
         ("shl", Bits(8)) => op64!(|a, b, c| a.checked_shl(b as u32).unwrap_or(0)),
         ("shr", Bits(8) | Unsigned(8)) => op64!(|a, b, c| a.checked_shr(b as u32).unwrap_or(0)),
         ("shr", Signed(8)) => op64!(|a, b, c| ((a as i64) >> b.min(63)) as u64),
+        ("mad", Unsigned(8)) if has(modifiers, "hi") => {
+            op64!(|a, b, c| (((u128::from(a) * u128::from(b)) >> 64) as u64).wrapping_add(c))
+        }
+        ("mad", Signed(8)) if has(modifiers, "hi") => {
+            op64!(|a, b, c| (((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64).wrapping_add(c))
+        }
+        ("bfind", Unsigned(8)) if !has(modifiers, "shiftamt") => {
+            op64!(|a, b, c| if a == 0 { u64::MAX } else { u64::from(63 - a.leading_zeros()) })
+        }
         ("popc", Bits(8)) => op64!(|a, b, c| u64::from(a.count_ones())),
         ("clz", Bits(8)) => op64!(|a, b, c| u64::from(a.leading_zeros())),
         ("brev", Bits(8)) => op64!(|a, b, c| a.reverse_bits()),
@@ -712,6 +980,87 @@ mod tests {
             run32("add", &["f16x2"], Type::F16x2, bits(1.5) << 16 | bits(1.0), bits(0.25) << 16 | bits(2.0), 0),
             bits(1.75) << 16 | bits(3.0)
         );
+    }
+
+    /// Directed roundings of f64 against integers of 128 bits, which hold these sums and products exactly.
+    #[test]
+    fn directed_doubles() {
+        let op = |name: &str, mode: &str, a: f64, b: f64, c: f64| {
+            let f = op64(name, &[mode, "f64"], Type::F64).unwrap();
+            f64::from_bits(f(&[a.to_bits(); LANES], &[b.to_bits(); LANES], &[c.to_bits(); LANES])[3])
+        };
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            (state >> 11) as i64 - (1 << 52)
+        };
+        for _ in 0..20_000 {
+            // 53 bits each; c up to 2^10 times as large.
+            let (a, b, c) = (random(), random(), random());
+            let scale = 1i64 << (random() & 31);
+            for (name, exact) in [
+                ("fma", i128::from(a) * i128::from(b) + i128::from(c) * i128::from(scale)),
+                ("mul", i128::from(a) * i128::from(b)),
+                ("add", i128::from(a) + i128::from(c) * i128::from(scale)),
+                ("sub", i128::from(a) - i128::from(c) * i128::from(scale)),
+            ] {
+                let large = c as f64 * scale as f64;
+                let (b, c) = if name == "mul" || name == "fma" { (b as f64, large) } else { (large, 0.0) };
+                let (down, up) = (op(name, "rm", a as f64, b, c), op(name, "rp", a as f64, b, c));
+                let zero = op(name, "rz", a as f64, b, c);
+                assert!(down as i128 <= exact && exact <= up as i128, "{name} {a} {b} {c}: {down} {up}");
+                let apart = if down as i128 == exact { down } else { down.next_up() };
+                assert_eq!(up, apart, "{name} {a} {b} {c}");
+                assert_eq!(zero, if exact > 0 { down } else { up }, "{name} {a} {b} {c}");
+            }
+        }
+        let (max, tiny) = (f64::MAX, f64::from_bits(1));
+        assert_eq!(op("add", "rz", max, max, 0.0), max);
+        assert_eq!(op("add", "rp", max, max, 0.0), f64::INFINITY);
+        assert_eq!(op("mul", "rm", -max, 2.0, 0.0), f64::NEG_INFINITY);
+        assert_eq!(op("mul", "rz", -max, 2.0, 0.0), -max);
+        assert_eq!(op("mul", "rp", tiny, 0.25, 0.0), tiny);
+        assert_eq!(op("mul", "rm", tiny, 0.25, 0.0).to_bits(), 0);
+        assert_eq!(op("add", "rm", 1.0, -1.0, 0.0).to_bits(), (-0.0f64).to_bits());
+        assert_eq!(op("add", "rz", 1.0, -1.0, 0.0).to_bits(), 0);
+        assert_eq!(op("add", "rp", f64::INFINITY, 1.0, 0.0), f64::INFINITY);
+        assert!(op("sub", "rz", f64::INFINITY, f64::INFINITY, 0.0).is_nan());
+    }
+
+    /// A product and a sum of halves round once, where two roundings by way of f64 would not give the same.
+    #[test]
+    fn halves_round_once() {
+        let bits = |v: f64| u32::from(f16::from_f64(v).to_bits());
+        let fma = |a, b, c| f16::from_bits(run32("fma", &["rn", "f16"], Type::F16, bits(a), bits(b), bits(c)) as u16);
+        // 1 + 2⁻¹¹ is a tie of f16; a little more or less decides, though it is far below an f64's last bit of it.
+        let tiny = 2f64.powi(-24);
+        assert_eq!(fma(tiny, tiny, 1.0), f16::from_f64(1.0));
+        let one = 1.0 + 2f64.powi(-10);
+        assert_eq!(fma(one, 0.5, 0.5 - 2f64.powi(-11)), f16::from_f64(1.0));
+        // 2048·2048 overflows, and so does not the sum with what takes it back.
+        assert_eq!(fma(256.0, 256.0, -65504.0), f16::from_f64(32.0));
+        // bf16: 2^100 squared against a tie.
+        let brain = |v: f64| u32::from(bf16::from_f64(v).to_bits());
+        let sum = |a, b, c| run32("fma", &["rn", "bf16"], Type::Bf16, brain(a), brain(b), brain(c));
+        let (tie, small) = (1.0 + 2f64.powi(-7), 2f64.powi(-60));
+        assert_eq!(
+            sum(tie, 1.0 + 2f64.powi(-1), small),
+            brain(1.5 + 2f64.powi(-6)),
+            "1.5 + 1.5·2⁻⁷ lies at a tie, and above it"
+        );
+        assert_eq!(sum(tie, 1.0 + 2f64.powi(-1), -small), brain(1.5 + 2f64.powi(-7)), "and below it");
+    }
+
+    #[test]
+    fn saturation_and_relu() {
+        let finish = |modifiers: &[&str], ty, bits| Finish::new(modifiers, ty).unwrap().result(bits);
+        let f = |v: f32| v.to_bits();
+        assert_eq!(finish(&["sat"], Type::F32, f(1.5)), f(1.0));
+        assert_eq!(finish(&["sat"], Type::F32, f(f32::NAN)), f(0.0));
+        assert_eq!(finish(&["sat"], Type::F32, f(-3.0)), f(0.0));
+        assert_eq!(finish(&["relu"], Type::F16, 0xc000), 0);
+        assert_eq!(finish(&["relu"], Type::Bf16x2, 0xc000_3f80), 0x3f80);
+        assert!(Finish::new(&["rn"], Type::F32).is_none());
     }
 
     #[test]

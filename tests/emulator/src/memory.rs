@@ -77,6 +77,8 @@ pub(crate) enum Touch {
     StrongRead,
     /// Atomics and strong stores
     Strong,
+    /// Compare-and-swap, before which others may have read plainly: it makes sure of what they read
+    Swap,
 }
 
 /// One allocation.
@@ -148,10 +150,10 @@ impl Allocation {
         for byte in (0..4).filter(|byte| bytes >> byte & 1 == 1) {
             let other = writers[byte];
             let known = other < by.base || other == by.stamp || by.stamp == 0 || by.knows(other);
-            if !known && !(now.atomic() && matches!(how, Touch::Strong | Touch::StrongRead)) {
-                return Err(race(self.base + 4 * word as u64, other, by));
+            if !known && !(now.atomic() && !matches!(how, Touch::Read | Touch::Write)) {
+                return Err(race(self.base + 4 * word as u64, other, now.atomic(), by));
             }
-            if matches!(how, Touch::Write | Touch::Strong) {
+            if !matches!(how, Touch::Read | Touch::StrongRead) {
                 writers[byte] = by.stamp;
             }
         }
@@ -164,22 +166,22 @@ impl Allocation {
         let address = || self.base + 4 * word as u64;
         loop {
             let (writer, reader) = (now.writer(), now.reader());
-            if matches!(how, Touch::Read | Touch::StrongRead | Touch::Strong) && now.written() & bytes != bytes {
+            if how != Touch::Write && now.written() & bytes != bytes {
                 // A strong store of bytes that nobody wrote comes here as a write.
                 return Err(FaultKind::Uninitialised { space: "global", address: address() });
             }
             if now.mixed() && now.writer() >= by.base {
                 self.touch_mixed(word, bytes, how, now, by)?;
             }
-            let strong = matches!(how, Touch::Strong | Touch::StrongRead);
+            let strong = matches!(how, Touch::Strong | Touch::StrongRead | Touch::Swap);
             let stranger = |other: u32, touched: u64| {
                 other >= by.base && other != by.stamp && touched & bytes != 0 && by.stamp != 0 && !by.knows(other)
             };
             if !(strong && now.atomic()) && stranger(writer, now.writer_bytes()) {
-                return Err(race(address(), writer, by));
+                return Err(race(address(), writer, now.atomic(), by));
             }
             if matches!(how, Touch::Write | Touch::Strong) && stranger(reader, now.reader_bytes()) {
-                return Err(race(address(), reader, by));
+                return Err(race(address(), reader, false, by));
             }
             let next = match how {
                 Touch::StrongRead => return Ok(()),
@@ -194,14 +196,14 @@ impl Allocation {
                     }
                     now.with_reader(by.stamp, bytes)
                 }
-                Touch::Write | Touch::Strong => {
+                Touch::Write | Touch::Strong | Touch::Swap => {
                     // Another warp of this launch wrote other bytes of the word.
                     let others = writer >= by.base && writer != by.stamp && now.writer_bytes() & !bytes != 0;
                     if others && !now.mixed() {
                         self.touch_mixed(word, bytes, how, now, by)?;
                     }
                     let mixed = others || (now.mixed() && writer >= by.base);
-                    now.with_writer(by.stamp, bytes, how == Touch::Strong).with_written(bytes).with_mixed(mixed)
+                    now.with_writer(by.stamp, bytes, how != Touch::Write).with_written(bytes).with_mixed(mixed)
                 }
             };
             if next == now {
@@ -246,9 +248,9 @@ impl Allocation {
     }
 }
 
-fn race(address: u64, other: u32, by: &Clock) -> FaultKind {
+fn race(address: u64, other: u32, atomic: bool, by: &Clock) -> FaultKind {
     let (block, warp) = by.stamps.get(other).map_or((0, 0), |stamp| (stamp.block, stamp.warp));
-    FaultKind::GlobalRace { address, block, warp }
+    FaultKind::GlobalRace { address, block, warp, atomic }
 }
 
 /// The device's memory.
@@ -627,9 +629,16 @@ impl<'m> View<'m> {
     }
 
     /// Replaces 2, 4 or 8 bytes by `next` of them; gives what was there. Blocks of a kernel with atomics run on one thread, in turn.
-    pub fn update(&mut self, address: u64, size: usize, next: impl Fn(u64) -> u64, by: &Clock) -> Access<u64> {
+    pub fn update(
+        &mut self,
+        address: u64,
+        size: usize,
+        swap: bool,
+        next: impl Fn(u64) -> u64,
+        by: &Clock,
+    ) -> Access<u64> {
         let (allocation, offset) = self.at(address, size)?;
-        allocation.touch_all(offset, size, Touch::Strong, by)?;
+        allocation.touch_all(offset, size, if swap { Touch::Swap } else { Touch::Strong }, by)?;
         let old = allocation.read(offset, size);
         allocation.write(offset, size, next(old));
         Ok(old)

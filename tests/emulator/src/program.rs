@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
-use crate::lanes::{self, Compare, Conversion, Op32, Op64};
+use crate::lanes::{self, Compare, Conversion, Finish, Op32, Op64};
 use crate::syntax::{Function, Instruction, Operand, Source, Space, Statement, Type, Variable};
 use crate::tensor::{Element, Mma};
 
@@ -174,12 +174,12 @@ pub(crate) struct Place {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Kind {
-    /// `flush`: subnormal operands and results are zero
+    /// `finish`: what becomes of its operands and its result, if anything
     Op32 {
         op: Op32,
         dst: Dst,
         src: [Src; 3],
-        flush: bool,
+        finish: Option<Finish>,
     },
     Op64 {
         op: Op64,
@@ -473,6 +473,26 @@ impl Kernel {
 }
 
 impl Kind {
+    /// Whether others may see what it does, or it waits for them, or it is the end.
+    pub fn is_seen(&self) -> bool {
+        match self {
+            Kind::Load { place, .. } | Kind::Store { place, .. } => {
+                !matches!(place.space, Some(Space::Param | Space::Local | Space::Const))
+            }
+            Kind::Atomic { .. }
+            | Kind::Exit
+            | Kind::Barrier { .. }
+            | Kind::WarpBarrier { .. }
+            | Kind::Shuffle { .. }
+            | Kind::Vote { .. }
+            | Kind::LoadMatrix { .. }
+            | Kind::AsyncCopy { .. }
+            | Kind::AsyncWait { .. }
+            | Kind::Fence { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Its source operands.
     fn sources(&mut self) -> Vec<&mut Src> {
         match self {
@@ -1074,7 +1094,7 @@ impl<'s> Decoder<'s> {
                     match ty?.size() {
                         8 => Kind::Op64 { op: lanes::op64("mov", &[], ty?)?, dst, src: [src, zero, zero] },
                         _ => {
-                            Kind::Op32 { op: lanes::op32("mov", &[], ty?)?, dst, src: [src, zero, zero], flush: false }
+                            Kind::Op32 { op: lanes::op32("mov", &[], ty?)?, dst, src: [src, zero, zero], finish: None }
                         }
                     }
                 }
@@ -1126,6 +1146,14 @@ impl<'s> Decoder<'s> {
             }
             "cvt" => {
                 let (&to, &from) = (types.first()?, types.get(1)?);
+                if operands.len() == 3 && from == Type::F32 {
+                    return Some(Kind::Op32 {
+                        op: lanes::pack(&modifiers, to)?,
+                        dst: self.dst(&operands[0])?,
+                        src: [self.src(&operands[1], from)?, self.src(&operands[2], from)?, zero],
+                        finish: Finish::new(&modifiers, to),
+                    });
+                }
                 if types.len() != 2 || operands.len() != 2 {
                     return None;
                 }
@@ -1333,6 +1361,11 @@ impl<'s> Decoder<'s> {
             "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => Kind::Nothing,
             _ => {
                 let ty = ty?;
+                // What a modifier means is known, or the instruction is not.
+                let known = |m: &&str| Type::parse(m).is_some() || KNOWN.contains(m);
+                if !modifiers.iter().all(known) || (name == "slct" && types[0].size() != 4) {
+                    return None;
+                }
                 let wide_result = ty.size() == 8 || (has("wide") && ty.size() == 4);
                 let dst = self.dst(&operands[0])?;
                 let mut src = [zero; 3];
@@ -1344,12 +1377,7 @@ impl<'s> Decoder<'s> {
                 if wide_result {
                     Kind::Op64 { op: lanes::op64(name, &modifiers, ty)?, dst, src }
                 } else {
-                    Kind::Op32 {
-                        op: lanes::op32(name, &modifiers, ty)?,
-                        dst,
-                        src,
-                        flush: has("ftz") && ty == Type::F32,
-                    }
+                    Kind::Op32 { op: lanes::op32(name, &modifiers, ty)?, dst, src, finish: Finish::new(&modifiers, ty) }
                 }
             }
         })
@@ -1371,6 +1399,12 @@ fn order(modifiers: &[&str]) -> Order {
         Order::Weak
     }
 }
+
+/// The modifiers of operations on registers.
+const KNOWN: [&str; 25] = [
+    "rn", "rz", "rm", "rp", "ftz", "sat", "relu", "lo", "hi", "wide", "approx", "full", "l", "r", "wrap", "clamp",
+    "NaN", "shiftamt", "f4e", "b4e", "rc8", "ecl", "ecr", "rc16", "noftz",
+];
 
 fn logic(name: &str) -> Option<Logic> {
     Some(match name {

@@ -107,9 +107,9 @@ impl Shared {
         }
     }
 
-    /// Reads 1, 2, 4 or 8 bytes.
+    /// Reads 1, 2, 4 or 8 bytes; `strong`: not a race against atomics.
     #[inline]
-    pub fn load(&mut self, address: u64, size: usize, by: &Thread) -> Access<u64> {
+    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Thread) -> Access<u64> {
         let start = self.at(address, size)?;
         for granule in self.granules(start, size) {
             if granule.coming {
@@ -118,10 +118,15 @@ impl Shared {
             if !granule.written {
                 return Err(FaultKind::Uninitialised { space: "shared", address });
             }
-            if let Some(other) = by.conflict(granule.writer) {
-                return Err(FaultKind::SharedRace { address, other });
+            if let Some(other) = by.conflict(granule.writer)
+                && !(strong && granule.atomic)
+            {
+                return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
             }
             // Of readers that nothing orders one is remembered, by the address.
+            if strong {
+                continue;
+            }
             if by.conflict(granule.reader).is_none() || (address >> 2 ^ u64::from(by.rank) >> 5) & 1 == 0 {
                 granule.reader = Mark::new(by.rank, by.tick);
             }
@@ -136,7 +141,7 @@ impl Shared {
                 return Err(FaultKind::InFlight { address });
             }
             if let Some(other) = by.conflict(granule.writer).or(by.conflict(granule.reader)) {
-                return Err(FaultKind::SharedRace { address, other });
+                return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
             }
             (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), false);
         }
@@ -153,7 +158,14 @@ impl Shared {
     }
 
     /// Replaces bytes by `next` of them; gives what was there. Atomics do not race with each other, but with plain accesses before them.
-    pub fn update(&mut self, address: u64, size: usize, next: impl Fn(u64) -> u64, by: &Thread) -> Access<u64> {
+    pub fn update(
+        &mut self,
+        address: u64,
+        size: usize,
+        swap: bool,
+        next: impl Fn(u64) -> u64,
+        by: &Thread,
+    ) -> Access<u64> {
         let start = self.at(address, size)?;
         for granule in self.granules(start, size) {
             if granule.coming {
@@ -163,8 +175,9 @@ impl Shared {
                 return Err(FaultKind::Uninitialised { space: "shared", address });
             }
             let writer = if granule.atomic { None } else { by.conflict(granule.writer) };
-            if let Some(other) = writer.or(by.conflict(granule.reader)) {
-                return Err(FaultKind::SharedRace { address, other });
+            let reader = if swap { None } else { by.conflict(granule.reader) };
+            if let Some(other) = writer.or(reader) {
+                return Err(FaultKind::SharedRace { address, other, atomic: false });
             }
             (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), true);
         }
