@@ -15,14 +15,16 @@ fn normalisations() {
                 ops::log_softmax(&views(rows, columns, 1, dtype, device)?[1], D::Minus1)
             });
             both("sigmoid", 8.0, |device| ops::sigmoid(&views(rows, columns, 1, dtype, device)?[2]));
+            // Candle's CPU has these for three types.
+            if dtype == DType::F64 {
+                continue;
+            }
+            let line = |seed| move |device: &Device| numbers(columns, seed, dtype)?.to_device(device);
             both("rms_norm", 16.0, |device| {
-                let weight = numbers(columns, 2, dtype)?.to_device(device)?;
-                ops::rms_norm(&views(rows, columns, 1, dtype, device)?[0], &weight, 1e-5)
+                ops::rms_norm(&views(rows, columns, 1, dtype, device)?[0], &line(2)(device)?, 1e-5)
             });
             both("layer_norm", 32.0, |device| {
-                let (weight, bias) =
-                    (numbers(columns, 2, dtype)?.to_device(device)?, numbers(columns, 3, dtype)?.to_device(device)?);
-                ops::layer_norm(&views(rows, columns, 1, dtype, device)?[0], &weight, &bias, 1e-5)
+                ops::layer_norm(&views(rows, columns, 1, dtype, device)?[0], &line(2)(device)?, &line(3)(device)?, 1e-5)
             });
         }
     }

@@ -64,7 +64,12 @@ fn close(a: &Tensor, b: &Tensor, units: f64, what: &str) {
 
 /// Runs a function on both devices and compares what it gives.
 fn both(what: &str, units: f64, f: impl Fn(&Device) -> Result<Tensor>) {
-    let on_cpu = f(&Device::Cpu).unwrap_or_else(|error| panic!("{what} on the CPU: {error}"));
+    against(what, units, &f, &f);
+}
+
+/// Runs a function on the GPU and compares what it gives with another on the CPU.
+fn against(what: &str, units: f64, cpu: impl Fn(&Device) -> Result<Tensor>, f: impl Fn(&Device) -> Result<Tensor>) {
+    let on_cpu = cpu(&Device::Cpu).unwrap_or_else(|error| panic!("{what} on the CPU: {error}"));
     let on_gpu = f(&gpu()).unwrap_or_else(|error| panic!("{what} on the GPU: {error}"));
     close(&on_cpu, &on_gpu, units, what);
 }

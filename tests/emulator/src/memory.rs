@@ -150,7 +150,7 @@ impl Allocation {
         for byte in (0..4).filter(|byte| bytes >> byte & 1 == 1) {
             let other = writers[byte];
             let known = other < by.base || other == by.stamp || by.stamp == 0 || by.knows(other);
-            if !known && !(now.atomic() && !matches!(how, Touch::Read | Touch::Write)) {
+            if !known && (!now.atomic() || matches!(how, Touch::Read | Touch::Write)) {
                 return Err(race(self.base + 4 * word as u64, other, now.atomic(), by));
             }
             if !matches!(how, Touch::Read | Touch::StrongRead) {

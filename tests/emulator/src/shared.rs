@@ -95,7 +95,7 @@ impl Shared {
 
     #[inline]
     fn granules(&mut self, start: usize, size: usize) -> &mut [Granule] {
-        &mut self.granules[start >> self.granule..(start + size - 1 >> self.granule) + 1]
+        &mut self.granules[start >> self.granule..((start + size - 1) >> self.granule) + 1]
     }
 
     fn value(&self, start: usize, size: usize) -> u64 {

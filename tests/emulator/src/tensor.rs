@@ -94,6 +94,8 @@ struct Multiply<'m> {
 impl pulp::NullaryFnOnce for Multiply<'_> {
     type Output = ();
 
+    // Iterators would not be inlined into what is compiled for the processor.
+    #[allow(clippy::needless_range_loop)]
     #[inline(always)]
     fn call(self) {
         for i in 0..M {

@@ -91,7 +91,7 @@ fn integers() {
         gpu.launch("integers", LaunchConfig::line(3, 32), &[&p[0], &p[1], &p[2]]).unwrap();
         assert_eq!(gpu.download::<i32>(x, 2).unwrap(), [-95, 95]);
         // 96 increments and decrements in a cycle of 7; each bit flipped three times.
-        let expected = [u32::MAX - 95, u32::MAX, 0, u32::MAX, u32::MAX, 96 % 7, (7 * 14 - 96) % 7, 9];
+        let expected = [u32::MAX - 95, u32::MAX, 0, u32::MAX, u32::MAX, 96 % 7, 7 * 14 - 96, 9];
         assert_eq!(gpu.download::<u32>(w, 8).unwrap(), expected);
         assert_eq!(gpu.download::<u16>(s, 2).unwrap(), [106, 77]);
     }

@@ -6,7 +6,7 @@ use std::ffi::{c_int, c_longlong, c_void};
 use gemm::Parallelism;
 use half::{bf16, f16};
 
-use crate::device::{Device, Failure, INVALID_VALUE, NOT_SUPPORTED, Outcome, call, put};
+use crate::device::{Device, Failure, INVALID_VALUE, NOT_SUPPORTED, Outcome, call, put, release};
 
 /// `cudaDataType`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,16 +152,13 @@ impl Product {
     }
 }
 
-fn multiply<T: Copy + Default + 'static>(
+fn multiply<T: One>(
     a: &[T],
     (ars, acs): (isize, isize),
     b: &[T],
     (brs, bcs): (isize, isize),
     (m, n, k): (usize, usize, usize),
-) -> Vec<T>
-where
-    T: One,
-{
+) -> Vec<T> {
     let mut c = vec![T::default(); m * n];
     // SAFETY: a has m·k elements, b k·n and c m·n, at strides that cover each of them once
     unsafe {
@@ -191,7 +188,7 @@ where
 }
 
 /// A type with a one.
-trait One {
+trait One: Copy + Default + 'static {
     const ONE: Self;
 }
 impl One for f32 {
@@ -249,7 +246,7 @@ pub unsafe extern "C" fn cublasCreate_v2(handle: *mut u64) -> u32 {
 /// Destroys a handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasDestroy_v2(handle: u64) -> u32 {
-    blas("cublasDestroy_v2", |device| device.close(handle))
+    release("cublasDestroy_v2", |device| device.close(handle))
 }
 
 /// Streams have nothing to wait for.

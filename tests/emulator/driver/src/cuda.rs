@@ -9,7 +9,7 @@ use ptx_emulator::LaunchConfig;
 use crate::capture;
 use crate::device::{
     CAPTURE_UNSUPPORTED, Device, Failure, INVALID_DEVICE, INVALID_VALUE, LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED,
-    Outcome, SHARED_DEFAULT, UNKNOWN, call, lock, put,
+    Outcome, SHARED_DEFAULT, UNKNOWN, call, lock, put, release,
 };
 
 /// The only context.
@@ -17,13 +17,13 @@ const CONTEXT: u64 = 0xc0de;
 
 /// Defines entry points: each returns a `CUresult`.
 macro_rules! entries {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $t:ty),*) |$device:ident| $body:block)*) => {$(
-        $(#[$doc])*
+    ($by:ident: $(fn $name:ident($($arg:ident: $t:ty),*) |$device:ident| $body:block)*) => {$(
+        #[doc = concat!("The driver's `", stringify!($name), "`.")]
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $t),*) -> u32 {
             // SAFETY: each body touches what its caller's pointers point to by the contract of the driver's function of this name
             #[allow(unused_unsafe)]
-            call(stringify!($name), |$device| unsafe { $body })
+            $by(stringify!($name), |$device| unsafe { $body })
         }
     )*};
 }
@@ -166,7 +166,7 @@ fn to_host(device: &Device, to: *mut c_void, from: u64, count: usize, stream: Op
     Ok(device.memory.read(from, bytes)?)
 }
 
-entries! {
+entries! { call:
     fn cuInit(_flags: c_uint) |_device| { Ok(()) }
     fn cuDriverGetVersion(version: *mut c_int) |_device| { put(version, 13_000) }
     fn cuDeviceGet(device_out: *mut c_int, ordinal: c_int) |_device| { check_device(ordinal)?; put(device_out, 0) }
@@ -189,15 +189,12 @@ entries! {
         put(value, found.ok_or_else(|| Failure::new(INVALID_VALUE, format!("device attribute {which} is not known")))?)
     }
     fn cuDevicePrimaryCtxRetain(context: *mut u64, ordinal: c_int) |_device| { check_device(ordinal)?; put(context, CONTEXT) }
-    fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) |_device| { check_device(ordinal) }
     fn cuCtxGetCurrent(context: *mut u64) |_device| { put(context, CONTEXT) }
-    fn cuCtxSetCurrent(_context: u64) |_device| { Ok(()) }
     fn cuCtxGetDevice(ordinal: *mut c_int) |_device| { put(ordinal, 0) }
     fn cuCtxSynchronize() |_device| { Ok(()) }
 
     fn cuStreamCreate(stream: *mut u64, _flags: c_uint) |device| { put(stream, device.handle()) }
     fn cuStreamCreateWithPriority(stream: *mut u64, _flags: c_uint, _priority: c_int) |device| { put(stream, device.handle()) }
-    fn cuStreamDestroy_v2(stream: u64) |device| { device.close(stream) }
     fn cuStreamSynchronize(stream: u64) |_device| {
         if capture::is_capturing(stream) {
             return Err(Failure::new(CAPTURE_UNSUPPORTED, "a stream that is captured cannot be waited for"));
@@ -212,15 +209,12 @@ entries! {
     fn cuEventQuery(_event: u64) |_device| { Ok(()) }
     fn cuEventElapsedTime(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
     fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
-    fn cuEventDestroy_v2(event: u64) |device| { device.close(event) }
     fn cuStreamIsCapturing(stream: u64, status: *mut c_int) |_device| { put(status, c_int::from(capture::is_capturing(stream))) }
     fn cuStreamBeginCapture_v2(stream: u64, _mode: c_int) |_device| { capture::begin(stream) }
     fn cuStreamEndCapture(stream: u64, graph: *mut u64) |device| { let made = capture::end(device, stream)?; put(graph, made) }
     fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, _flags: u64) |_device| { capture::check(graph)?; put(executable, graph) }
     fn cuGraphUpload(executable: u64, _stream: u64) |_device| { capture::check(executable) }
     fn cuGraphLaunch(executable: u64, _stream: u64) |device| { capture::launch(device, executable) }
-    fn cuGraphDestroy(graph: u64) |_device| { capture::check(graph) }
-    fn cuGraphExecDestroy(executable: u64) |_device| { capture::destroy(executable) }
 
     fn cuMemAlloc_v2(address: *mut u64, size: usize) |device| {
         if size == 0 {
@@ -229,15 +223,12 @@ entries! {
         put(address, device.memory.allocate(size)?)
     }
     fn cuMemAllocAsync(address: *mut u64, size: usize, _stream: u64) |device| { put(address, device.memory.allocate(size)?) }
-    fn cuMemFree_v2(address: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
-    fn cuMemFreeAsync(address: u64, _stream: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |device| {
         let capacity = device.memory.capacity();
         put(free, capacity - device.memory.usage().0)?;
         put(total, capacity)
     }
     fn cuMemHostAlloc(address: *mut *mut u8, size: usize, _flags: c_uint) |_device| { put(address, capture::pinned(size)?) }
-    fn cuMemFreeHost(address: *mut u8) |_device| { capture::unpin(address) }
     fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, count: usize) |device| { Ok(device.memory.write(to, bytes(from, count)?)?) }
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, count: usize, stream: u64) |device| {
         let data = bytes(from, count)?.to_vec();
@@ -263,7 +254,6 @@ entries! {
         let text = std::fs::read_to_string(path).map_err(|error| Failure::new(301, format!("{path}: {error}")))?;
         put(module, device.load(&text)?)
     }
-    fn cuModuleUnload(module: u64) |device| { device.unload(module) }
     fn cuModuleGetFunction(function: *mut u64, module: u64, text: *const c_char) |device| {
         put(function, device.function_of(module, name(text)?)?)
     }
@@ -345,6 +335,19 @@ entries! {
         let asked = Asked { function, grid: config.grid, block: config.block, shared: config.shared, stream: config.stream, cooperative };
         launch(device, asked, parameters, extra)
     }
+}
+
+entries! { release:
+    fn cuStreamDestroy_v2(stream: u64) |device| { device.close(stream) }
+    fn cuEventDestroy_v2(event: u64) |device| { device.close(event) }
+    fn cuGraphDestroy(graph: u64) |_device| { capture::check(graph) }
+    fn cuGraphExecDestroy(executable: u64) |_device| { capture::destroy(executable) }
+    fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) |_device| { check_device(ordinal) }
+    fn cuModuleUnload(module: u64) |device| { device.unload(module) }
+    fn cuCtxSetCurrent(_context: u64) |_device| { Ok(()) }
+    fn cuMemFree_v2(address: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
+    fn cuMemFreeAsync(address: u64, _stream: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
+    fn cuMemFreeHost(address: *mut u8) |_device| { capture::unpin(address) }
 }
 
 /// The name and the meaning of an error.

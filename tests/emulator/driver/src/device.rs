@@ -1,5 +1,6 @@
 //! The device: its memory, its modules, what it can do, and what went wrong.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -73,7 +74,6 @@ pub(crate) struct Device {
     seed: u64,
     /// The first fault of a kernel: every later call fails with it
     fault: Mutex<Option<Failure>>,
-    message: Mutex<String>,
     counters: Option<Mutex<std::fs::File>>,
 }
 
@@ -97,6 +97,10 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.map_err(|error| eprintln!("emulated driver: {}: {error}", path.display())).ok()
     });
+    if std::env::var_os("PTX_EMULATOR_LEAKS").is_some() {
+        // SAFETY: a function of the C library, and one of ours that lives as long as the process
+        unsafe { atexit(report_leaks) };
+    }
     Device {
         memory: Memory::new(number("PTX_EMULATOR_MEMORY_MB").unwrap_or(4096) as usize * (1 << 20)),
         limits: Limits::default(),
@@ -108,7 +112,6 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         launches: AtomicU64::new(0),
         seed: number("PTX_EMULATOR_SEED").unwrap_or(1),
         fault: Mutex::default(),
-        message: Mutex::default(),
         counters: counters.map(Mutex::new),
     }
 });
@@ -117,9 +120,30 @@ pub(crate) fn device() -> &'static Device {
     &DEVICE
 }
 
-/// The reason of the last call that failed.
+unsafe extern "C" {
+    fn atexit(f: extern "C" fn()) -> std::ffi::c_int;
+}
+
+/// Says, when the process ends, what was allocated and not freed.
+extern "C" fn report_leaks() {
+    let leaks = DEVICE.memory.leaks();
+    if !leaks.is_empty() {
+        let bytes: usize = leaks.iter().map(|(_, size)| size).sum();
+        eprintln!(
+            "emulated driver: {} allocations of {bytes} bytes were not freed; the first is {:#x}",
+            leaks.len(),
+            leaks[0].0
+        );
+    }
+}
+
+thread_local! {
+    static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// The reason of this thread's last call that failed.
 pub fn last_message() -> String {
-    lock(&device().message).clone()
+    MESSAGE.with_borrow(String::clone)
 }
 
 impl Device {
@@ -228,7 +252,7 @@ impl Device {
 
     fn report(&self, name: &str, failure: &Failure) {
         eprintln!("emulated driver: {name}: {} (error {})", failure.reason, failure.code);
-        *lock(&self.message) = failure.reason.clone();
+        MESSAGE.set(failure.reason.clone());
     }
 }
 
@@ -252,6 +276,18 @@ pub(crate) fn call(name: &str, body: impl FnOnce(&'static Device) -> Outcome<()>
         eprintln!("emulated driver: {name}: a defect of the emulator");
         UNKNOWN
     })
+}
+
+/// The same for what gives something back: it works after a fault, too, so that a program can end.
+pub(crate) fn release(name: &str, body: impl FnOnce(&'static Device) -> Outcome<()>) -> u32 {
+    let outcome = catch_unwind(AssertUnwindSafe(|| match body(device()) {
+        Ok(()) => SUCCESS,
+        Err(failure) => {
+            device().report(name, &failure);
+            failure.code
+        }
+    }));
+    outcome.unwrap_or(UNKNOWN)
 }
 
 /// Says, for each name once, that something is not here.

@@ -4,11 +4,11 @@
 //!
 //! What is not here fails with "not supported" and its name on the standard error. No panic leaves the library.
 
-mod blas;
+pub mod blas;
 mod capture;
-mod cuda;
+pub mod cuda;
 mod device;
-mod random;
+pub mod random;
 mod stubs;
 
 pub use device::last_message;

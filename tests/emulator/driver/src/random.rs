@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, call, lock, put};
+use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, call, lock, put, release};
 
 static GENERATORS: LazyLock<Mutex<HashMap<u64, StdRng>>> = LazyLock::new(Mutex::default);
 
@@ -63,7 +63,7 @@ pub unsafe extern "C" fn curandCreateGenerator(generator: *mut u64, _kind: c_int
 /// Destroys a generator.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn curandDestroyGenerator(generator: u64) -> u32 {
-    random("curandDestroyGenerator", |_| lock(&GENERATORS).remove(&generator).map(|_| ()).ok_or_else(unknown))
+    release("curandDestroyGenerator", |_| lock(&GENERATORS).remove(&generator).map(|_| ()).ok_or_else(unknown))
 }
 
 /// Seeds a generator.
