@@ -6,8 +6,8 @@ use ptx_emulator::{Memory, Module};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for path in std::env::args().skip(1) {
-        let mut memory = Memory::new(1 << 30);
-        let module = Module::load(&std::fs::read_to_string(&path)?, &mut memory)?;
+        let memory = Memory::new(1 << 30);
+        let module = Module::load(&std::fs::read_to_string(&path)?, &memory)?;
         let mut unknown: BTreeMap<String, usize> = BTreeMap::new();
         let (mut kernels, mut whole) = (0, 0);
         for name in module.kernels() {

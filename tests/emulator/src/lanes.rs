@@ -55,7 +55,7 @@ macro_rules! f32s {
             let ($a, $b, $c) = (f32::from_bits($a), f32::from_bits($b), f32::from_bits($c));
             let _ = ($a, $b, $c);
             let value: f32 = $value;
-            value.to_bits()
+            canonical(value)
         })
     };
 }
@@ -69,6 +69,12 @@ macro_rules! f64s {
             value.to_bits()
         })
     };
+}
+
+/// The bits of an f32, where every NaN is the one that the ISA has for results in single precision.
+#[inline(always)]
+fn canonical(value: f32) -> u32 {
+    if value.is_nan() { 0x7fff_ffff } else { value.to_bits() }
 }
 
 /// A direction to round in.
@@ -326,8 +332,18 @@ pub(crate) fn pack(modifiers: &[&str], to: Type) -> Option<Op32> {
     }
 }
 
+/// An f64 to f32, rounded to odd: rounding that once more, to a half type, is as rounding the f64 itself.
+fn odd_f32(value: f64) -> f32 {
+    let nearest = value as f32;
+    if value.is_nan() || f64::from(nearest) == value {
+        return nearest;
+    }
+    let toward_zero = if f64::from(nearest).abs() > value.abs() { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    f32::from_bits(toward_zero | 1)
+}
+
 fn half_op(value: f64) -> u32 {
-    u32::from(f16::from_f64(value).to_bits())
+    if value.is_nan() { 0x7fff } else { u32::from(f16::from_f32(odd_f32(value)).to_bits()) }
 }
 
 fn half(bits: u32) -> f64 {
@@ -335,7 +351,7 @@ fn half(bits: u32) -> f64 {
 }
 
 fn brain_op(value: f64) -> u32 {
-    u32::from(bf16::from_f64(value).to_bits())
+    if value.is_nan() { 0x7fff } else { u32::from(bf16::from_f32(odd_f32(value)).to_bits()) }
 }
 
 fn brain(bits: u32) -> f64 {
@@ -387,7 +403,7 @@ impl pulp::NullaryFnOnce for MultiplyAdds<'_> {
         let Self(a, b, c) = self;
         let mut d = [0; LANES];
         for i in 0..LANES {
-            d[i] = f32::from_bits(a[i]).mul_add(f32::from_bits(b[i]), f32::from_bits(c[i])).to_bits();
+            d[i] = canonical(f32::from_bits(a[i]).mul_add(f32::from_bits(b[i]), f32::from_bits(c[i])));
         }
         d
     }
@@ -547,6 +563,8 @@ pub(crate) fn op32(name: &str, modifiers: &[&str], ty: Type) -> Option<Op32> {
         ("and", Bits(2 | 4)) => op32!(|a, b, c| a & b),
         ("or", Bits(2 | 4)) => op32!(|a, b, c| a | b),
         ("xor", Bits(2 | 4)) => op32!(|a, b, c| a ^ b),
+        ("cnot", Bits(4)) => op32!(|a, b, c| u32::from(a == 0)),
+        ("cnot", Bits(2)) => short!(|a, b, c| u16::from(a == 0)),
         ("not", Bits(4)) => op32!(|a, b, c| !a),
         ("not", Bits(2)) => short!(|a, b, c| !a),
         ("shl", Bits(4)) => op32!(|a, b, c| a.checked_shl(b).unwrap_or(0)),
@@ -676,6 +694,39 @@ pub(crate) fn op64(name: &str, modifiers: &[&str], ty: Type) -> Option<Op64> {
     })
 }
 
+/// `testp` of a kind of number: a comparison that looks at its first operand only.
+pub(crate) fn test(name: &str, ty: Type) -> Option<Compare> {
+    macro_rules! test {
+        ($from:expr, |$v:ident| $holds:expr) => {{
+            fn lanes(a: &L64, _: &L64) -> u32 {
+                (0..LANES).fold(0, |mask, lane| {
+                    let $v = $from(a[lane]);
+                    mask | u32::from($holds) << lane
+                })
+            }
+            lanes as Compare
+        }};
+    }
+    macro_rules! of {
+        ($from:expr) => {
+            match name {
+                "finite" => test!($from, |v| v.is_finite()),
+                "infinite" => test!($from, |v| v.is_infinite()),
+                "number" => test!($from, |v| !v.is_nan()),
+                "notanumber" => test!($from, |v| v.is_nan()),
+                "normal" => test!($from, |v| v.is_normal()),
+                "subnormal" => test!($from, |v| v.is_subnormal()),
+                _ => return None,
+            }
+        };
+    }
+    Some(match ty {
+        Type::F32 => of!(|v: u64| f32::from_bits(v as u32)),
+        Type::F64 => of!(f64::from_bits),
+        _ => return None,
+    })
+}
+
 /// A subnormal f32 to a zero of its sign: what `.ftz` does to operands and results.
 pub(crate) fn flush(bits: u32) -> u32 {
     if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits }
@@ -776,6 +827,12 @@ pub(crate) fn compare(name: &str, ty: Type) -> Option<Compare> {
 
 /// `cvt`: one lane's value, both sides as bits in 64. `None` for a pair of types or a rounding that is not known.
 pub(crate) fn convert(modifiers: &[&str], to: Type, from: Type, value: u64) -> Option<u64> {
+    if (to, from) == (Type::Tf32, Type::F32) {
+        // To nearest, ties away from zero, of the 10 bits that a tf32 has.
+        let bits = value as u32;
+        let finite = bits & 0x7f80_0000 != 0x7f80_0000;
+        return has(modifiers, "rna").then(|| u64::from(if finite { (bits + 0x1000) & !0x1fff } else { bits }));
+    }
     use Type::{Bf16, F16, F32, F64, Signed, Unsigned};
     let ftz = |bits: u32| {
         if has(modifiers, "ftz") { flush(bits) } else { bits }

@@ -886,7 +886,7 @@ impl<'s> Decoder<'s> {
                 one => Some(vec![self.src(one, ty)?]),
             }
         };
-        let dst: Option<Vec<Dst>> = match &operands[0] {
+        let dst: Option<Vec<Dst>> = match operands.first()? {
             Operand::Vector(parts) => parts.iter().map(|part| self.dst(part)).collect(),
             one => Some(vec![self.dst(one)?]),
         };
@@ -894,13 +894,14 @@ impl<'s> Decoder<'s> {
         if !modifiers.starts_with(&["sync", "aligned"]) || !modifiers.windows(2).any(|w| w == ["row", "col"]) {
             return None;
         }
-        let shape = modifiers[2];
+        let shape = *modifiers.get(2)?;
         let [d, left, right, c] = *types else { return None };
         if left != right || d != c {
             return None;
         }
         if (shape, d, left) == ("m8n8k4", Type::F64, Type::F64) {
-            let (a, b, c) = (list(&operands[1], left)?, list(&operands[2], left)?, list(&operands[3], left)?);
+            let (a, b, c) =
+                (list(operands.get(1)?, left)?, list(operands.get(2)?, left)?, list(operands.get(3)?, left)?);
             let ([a], [b], [c0, c1], [d0, d1]) = (&a[..], &b[..], &c[..], &dst[..]) else { return None };
             return Some(Kind::MmaF64 { dst: [*d0, *d1], a: *a, b: *b, c: [*c0, *c1] });
         }
@@ -923,7 +924,7 @@ impl<'s> Decoder<'s> {
         };
         let mma = Mma { element, k, narrow };
         let bits = Type::Bits(4);
-        let (a, b, c) = (list(&operands[1], bits)?, list(&operands[2], bits)?, list(&operands[3], d)?);
+        let (a, b, c) = (list(operands.get(1)?, bits)?, list(operands.get(2)?, bits)?, list(operands.get(3)?, d)?);
         let fits = (a.len(), b.len(), c.len()) == mma.registers() && dst.len() == c.len();
         fits.then_some(Kind::Mma { mma, dst, a, b, c })
     }
@@ -1064,21 +1065,21 @@ impl<'s> Decoder<'s> {
         Some(match name {
             "mov" | "cvta" if has("to") || name == "cvta" => Kind::ToGeneric {
                 space: space?,
-                dst: self.dst(&operands[0])?,
-                src: self.src(&operands[1], Type::Bits(8))?,
+                dst: self.dst(operands.first()?)?,
+                src: self.src(operands.get(1)?, Type::Bits(8))?,
                 back: has("to"),
             },
             "mov" if ty? == Type::Pred => {
-                let value = matches!(operands[1], Operand::Integer(v) if v != 0);
+                let value = matches!(operands.get(1)?, Operand::Integer(v) if *v != 0);
                 Kind::Logic {
                     op: None,
-                    dst: self.predicate(&operands[0])?.register,
-                    src: [self.predicate(&operands[1]), None],
+                    dst: self.predicate(operands.first()?)?.register,
+                    src: [self.predicate(operands.get(1)?), None],
                     invert: false,
                     value,
                 }
             }
-            "mov" => match (&operands[0], &operands[1]) {
+            "mov" => match (operands.first()?, operands.get(1)?) {
                 (Operand::Vector(parts), src) => {
                     let dst: Option<Vec<Dst>> = parts.iter().map(|part| self.dst(part)).collect();
                     Kind::Unpack { bits: (8 * ty?.size() / parts.len()) as u32, dst: dst?, src: self.src(src, ty?)? }
@@ -1100,13 +1101,13 @@ impl<'s> Decoder<'s> {
                 }
             },
             "ld" | "ldu" => {
-                let (place, _) = self.place(&operands[1], space)?;
-                let dst: Option<Vec<Dst>> = vector(&operands[0]).iter().map(|part| self.dst(part)).collect();
+                let (place, _) = self.place(operands.get(1)?, space)?;
+                let dst: Option<Vec<Dst>> = vector(operands.first()?).iter().map(|part| self.dst(part)).collect();
                 Kind::Load { place, ty: ty?, dst: dst?, order: order(&modifiers) }
             }
             "st" => {
-                let (place, _) = self.place(&operands[0], space)?;
-                let src: Option<Vec<Src>> = vector(&operands[1]).iter().map(|part| self.src(part, ty?)).collect();
+                let (place, _) = self.place(operands.first()?, space)?;
+                let src: Option<Vec<Src>> = vector(operands.get(1)?).iter().map(|part| self.src(part, ty?)).collect();
                 Kind::Store { place, ty: ty?, src: src?, order: order(&modifiers) }
             }
             "atom" | "red" => {
@@ -1139,18 +1140,25 @@ impl<'s> Decoder<'s> {
                     Order::Weak => Order::Strong,
                     other => other,
                 };
-                let (place, _) = self.place(&operands[returns], space)?;
-                let dst = if returns == 1 { self.dst(&operands[0])? } else { Dst::None };
+                let (place, _) = self.place(operands.get(returns)?, space)?;
+                let dst = if returns == 1 { self.dst(operands.first()?)? } else { Dst::None };
                 let second = operands.get(returns + 2).and_then(|o| self.src(o, ty?)).unwrap_or(zero);
-                Kind::Atomic { op, place, ty: ty?, dst, src: [self.src(&operands[returns + 1], ty?)?, second], order }
+                Kind::Atomic {
+                    op,
+                    place,
+                    ty: ty?,
+                    dst,
+                    src: [self.src(operands.get(returns + 1)?, ty?)?, second],
+                    order,
+                }
             }
             "cvt" => {
                 let (&to, &from) = (types.first()?, types.get(1)?);
                 if operands.len() == 3 && from == Type::F32 {
                     return Some(Kind::Op32 {
                         op: lanes::pack(&modifiers, to)?,
-                        dst: self.dst(&operands[0])?,
-                        src: [self.src(&operands[1], from)?, self.src(&operands[2], from)?, zero],
+                        dst: self.dst(operands.first()?)?,
+                        src: [self.src(operands.get(1)?, from)?, self.src(operands.get(2)?, from)?, zero],
                         finish: Finish::new(&modifiers, to),
                     });
                 }
@@ -1159,14 +1167,20 @@ impl<'s> Decoder<'s> {
                 }
                 lanes::convert(&modifiers, to, from, 0)?; // known at all
                 if let Some(op) = lanes::conversion(&modifiers, to, from) {
-                    let (dst, src) = (self.dst(&operands[0])?, self.src(&operands[1], from)?);
+                    let (dst, src) = (self.dst(operands.first()?)?, self.src(operands.get(1)?, from)?);
                     return Some(Kind::ConvertLanes { op, dst, src });
                 }
                 let modifiers = instruction.opcode[1..].to_vec();
-                Kind::Convert { modifiers, to, from, dst: self.dst(&operands[0])?, src: self.src(&operands[1], from)? }
+                Kind::Convert {
+                    modifiers,
+                    to,
+                    from,
+                    dst: self.dst(operands.first()?)?,
+                    src: self.src(operands.get(1)?, from)?,
+                }
             }
             "setp" => {
-                let (p, q) = match &operands[0] {
+                let (p, q) = match operands.first()? {
                     Operand::Pair(p, q) => (p.clone(), Some(q.clone())),
                     Operand::Name(p) => (p.clone(), None),
                     _ => return None,
@@ -1175,7 +1189,7 @@ impl<'s> Decoder<'s> {
                     Some(Meaning::Predicate(register)) => Some(register),
                     _ => None,
                 };
-                let op = lanes::compare(modifiers[0], ty?)?;
+                let op = lanes::compare(*modifiers.first()?, ty?)?;
                 let with = match operands.get(3) {
                     None => None,
                     Some(by) => {
@@ -1183,7 +1197,7 @@ impl<'s> Decoder<'s> {
                         Some((logic, self.predicate(by)?))
                     }
                 };
-                let src = [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?];
+                let src = [self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, ty?)?];
                 Kind::Compare {
                     op,
                     flush: has("ftz") && ty? == Type::F32,
@@ -1193,58 +1207,69 @@ impl<'s> Decoder<'s> {
                     with,
                 }
             }
+            "testp" => Kind::Compare {
+                op: lanes::test(*modifiers.first()?, ty?)?,
+                flush: false,
+                p: Some(self.predicate(operands.first()?)?.register),
+                q: None,
+                src: [self.src(operands.get(1)?, ty?)?, zero],
+                with: None,
+            },
             "set" if operands.len() == 3 => Kind::Set {
-                op: lanes::compare(modifiers[0], ty?)?,
+                op: lanes::compare(*modifiers.first()?, ty?)?,
                 flush: has("ftz") && ty? == Type::F32,
-                float: types[0] == Type::F32,
-                dst: self.dst(&operands[0])?,
-                src: [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?],
+                float: *types.first()? == Type::F32,
+                dst: self.dst(operands.first()?)?,
+                src: [self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, ty?)?],
             },
             "selp" => Kind::Select {
                 wide: ty?.size() == 8,
-                dst: self.dst(&operands[0])?,
-                src: [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?],
-                by: self.predicate(&operands[3])?,
+                dst: self.dst(operands.first()?)?,
+                src: [self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, ty?)?],
+                by: self.predicate(operands.get(3)?)?,
             },
             "and" | "or" | "xor" | "not" if ty? == Type::Pred => Kind::Logic {
                 op: logic(name),
-                dst: self.predicate(&operands[0])?.register,
-                src: [self.predicate(&operands[1]), operands.get(2).and_then(|o| self.predicate(o))],
+                dst: self.predicate(operands.first()?)?.register,
+                src: [self.predicate(operands.get(1)?), operands.get(2).and_then(|o| self.predicate(o))],
                 invert: name == "not",
                 value: false,
             },
             "bfi" => {
-                let src = |i: usize, ty| self.src(&operands[i], ty);
+                let src = |i: usize, ty| self.src(operands.get(i)?, ty);
                 let small = Type::Unsigned(4);
                 Kind::Bfi {
                     width: 8 * ty?.size() as u64,
-                    dst: self.dst(&operands[0])?,
+                    dst: self.dst(operands.first()?)?,
                     src: [src(1, ty?)?, src(2, ty?)?, src(3, small)?, src(4, small)?],
                 }
             }
             "lop3" => {
-                let src = |i: usize| self.src(&operands[i], ty?);
-                let Operand::Integer(table) = operands[4] else {
+                let src = |i: usize| self.src(operands.get(i)?, ty?);
+                let Operand::Integer(table) = *operands.get(4)? else {
                     return None;
                 };
-                Kind::Lop3 { dst: self.dst(&operands[0])?, src: [src(1)?, src(2)?, src(3)?], table: table as u32 }
+                Kind::Lop3 { dst: self.dst(operands.first()?)?, src: [src(1)?, src(2)?, src(3)?], table: table as u32 }
             }
-            "bar" | "barrier" if has("warp") => Kind::WarpBarrier { mask: self.src(&operands[0], Type::Unsigned(4))? },
+            "bar" | "barrier" if has("warp") => {
+                Kind::WarpBarrier { mask: self.src(operands.first()?, Type::Unsigned(4))? }
+            }
             "bar" | "barrier" if has("red") => {
                 let (vote, reduced) = match ty? {
-                    Type::Unsigned(4) if has("popc") => (Reduced::Count, self.dst(&operands[0])?),
-                    Type::Pred if has("and") => (Reduced::All(self.predicate(&operands[0])?.register), Dst::None),
-                    Type::Pred if has("or") => (Reduced::Any(self.predicate(&operands[0])?.register), Dst::None),
+                    Type::Unsigned(4) if has("popc") => (Reduced::Count, self.dst(operands.first()?)?),
+                    Type::Pred if has("and") => (Reduced::All(self.predicate(operands.first()?)?.register), Dst::None),
+                    Type::Pred if has("or") => (Reduced::Any(self.predicate(operands.first()?)?.register), Dst::None),
                     _ => return None,
                 };
                 let by = self.predicate(operands.last()?)?;
-                let threads = if operands.len() == 4 { Some(self.src(&operands[2], Type::Unsigned(4))?) } else { None };
+                let threads =
+                    if operands.len() == 4 { Some(self.src(operands.get(2)?, Type::Unsigned(4))?) } else { None };
                 let vote = Some(BarrierVote { vote, dst: reduced, by });
-                Kind::Barrier { id: self.src(&operands[1], Type::Unsigned(4))?, threads, arrive: false, vote }
+                Kind::Barrier { id: self.src(operands.get(1)?, Type::Unsigned(4))?, threads, arrive: false, vote }
             }
             "bar" | "barrier" if has("sync") || has("arrive") => {
                 let threads = operands.get(1).and_then(|o| self.src(o, Type::Unsigned(4)));
-                let id = self.src(&operands[0], Type::Unsigned(4))?;
+                let id = self.src(operands.first()?, Type::Unsigned(4))?;
                 Kind::Barrier { id, threads, arrive: has("arrive"), vote: None }
             }
             "membar" | "fence" => Kind::Fence { grid: !has("cta") && !has("cluster") && !has("proxy") },
@@ -1263,18 +1288,18 @@ impl<'s> Decoder<'s> {
                     signed: matches!(ty?, Type::Signed(_)),
                     carry_in: name.ends_with('c'),
                     carry_out: has("cc"),
-                    dst: self.dst(&operands[0])?,
-                    src: [self.src(&operands[1], ty?)?, self.src(&operands[2], ty?)?, third],
+                    dst: self.dst(operands.first()?)?,
+                    src: [self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, ty?)?, third],
                 }
             }
             "isspacep" => Kind::IsSpace {
                 space: space?,
-                dst: self.predicate(&operands[0])?.register,
-                src: self.src(&operands[1], Type::Bits(8))?,
+                dst: self.predicate(operands.first()?)?.register,
+                src: self.src(operands.get(1)?, Type::Bits(8))?,
             },
             "match" if has("sync") => {
-                let (dst, p) = self.with_predicate(&operands[0])?;
-                let (src, mask) = (self.src(&operands[1], ty?)?, self.src(&operands[2], Type::Unsigned(4))?);
+                let (dst, p) = self.with_predicate(operands.first()?)?;
+                let (src, mask) = (self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, Type::Unsigned(4))?);
                 Kind::Match { all: has("all"), dst, p, src, mask }
             }
             "redux" if has("sync") => {
@@ -1290,53 +1315,53 @@ impl<'s> Decoder<'s> {
                     "max" if ty? == Type::Unsigned(4) => Redux::MaxUnsigned,
                     _ => return None,
                 };
-                let (src, mask) = (self.src(&operands[1], ty?)?, self.src(&operands[2], Type::Unsigned(4))?);
-                Kind::Redux { op, dst: self.dst(&operands[0])?, src, mask }
+                let (src, mask) = (self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, Type::Unsigned(4))?);
+                Kind::Redux { op, dst: self.dst(operands.first()?)?, src, mask }
             }
             "mma" => self.mma(&modifiers, &types, operands)?,
             "ldmatrix" if has("m8n8") && has("b16") => {
-                let dst: Option<Vec<Dst>> = vector(&operands[0]).iter().map(|part| self.dst(part)).collect();
-                let place = self.place(&operands[1], space)?.0;
+                let dst: Option<Vec<Dst>> = vector(operands.first()?).iter().map(|part| self.dst(part)).collect();
+                let place = self.place(operands.get(1)?, space)?.0;
                 Kind::LoadMatrix { dst: dst.filter(|d| matches!(d.len(), 1 | 2 | 4))?, place, transposed: has("trans") }
             }
             "cp" if modifiers == ["async", "commit_group"] => Kind::AsyncCommit,
             "cp" if modifiers == ["async", "wait_all"] => Kind::AsyncWait { groups: None },
             "cp" if modifiers == ["async", "wait_group"] => {
-                let Operand::Integer(groups) = operands[0] else { return None };
+                let Operand::Integer(groups) = *operands.first()? else { return None };
                 Kind::AsyncWait { groups: Some(groups as u32) }
             }
             "cp" if has("async") && (has("ca") || has("cg")) && !has("bulk") => {
-                let Operand::Integer(size @ (4 | 8 | 16)) = operands[2] else { return None };
+                let Operand::Integer(size @ (4 | 8 | 16)) = *operands.get(2)? else { return None };
                 let read = match operands.get(3) {
                     Some(read) if !has("L2::cache_hint") || operands.len() > 4 => {
                         Some(self.src(read, Type::Unsigned(4))?)
                     }
                     _ => None,
                 };
-                let to = self.place(&operands[0], Some(Space::Shared))?.0;
-                let from = self.place(&operands[1], Some(Space::Global))?.0;
+                let to = self.place(operands.first()?, Some(Space::Shared))?.0;
+                let from = self.place(operands.get(1)?, Some(Space::Global))?.0;
                 Kind::AsyncCopy { to, from, size: size as usize, read }
             }
             "shfl" if has("sync") => {
-                let (dst, valid) = match &operands[0] {
+                let (dst, valid) = match operands.first()? {
                     Operand::Pair(d, p) => {
                         let p = self.predicate(&Operand::Name(p.clone()))?;
                         (self.dst(&Operand::Name(d.clone()))?, Some(p.register))
                     }
                     d => (self.dst(d)?, None),
                 };
-                let mode = match modifiers[1] {
+                let mode = match *modifiers.get(1)? {
                     "up" => Shuffle::Up,
                     "down" => Shuffle::Down,
                     "bfly" => Shuffle::Butterfly,
                     "idx" => Shuffle::Index,
                     _ => return None,
                 };
-                let src = |i: usize| self.src(&operands[i], Type::Unsigned(4));
+                let src = |i: usize| self.src(operands.get(i)?, Type::Unsigned(4));
                 Kind::Shuffle { mode, dst, valid, src: [src(1)?, src(2)?, src(3)?], mask: src(4)? }
             }
             "vote" if has("sync") => {
-                let mode = match modifiers[1] {
+                let mode = match *modifiers.get(1)? {
                     "all" => Vote::All,
                     "any" => Vote::Any,
                     "uni" => Vote::Uniform,
@@ -1344,18 +1369,18 @@ impl<'s> Decoder<'s> {
                     _ => return None,
                 };
                 let (p, dst) = match mode {
-                    Vote::Ballot => (None, self.dst(&operands[0])?),
-                    _ => (Some(self.predicate(&operands[0])?.register), Dst::None),
+                    Vote::Ballot => (None, self.dst(operands.first()?)?),
+                    _ => (Some(self.predicate(operands.first()?)?.register), Dst::None),
                 };
                 Kind::Vote {
                     mode,
                     p,
                     dst,
-                    by: self.predicate(&operands[1])?,
-                    mask: self.src(&operands[2], Type::Unsigned(4))?,
+                    by: self.predicate(operands.get(1)?)?,
+                    mask: self.src(operands.get(2)?, Type::Unsigned(4))?,
                 }
             }
-            "activemask" => Kind::ActiveMask { dst: self.dst(&operands[0])? },
+            "activemask" => Kind::ActiveMask { dst: self.dst(operands.first()?)? },
             "exit" => Kind::Exit,
             "trap" => Kind::Trap,
             "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => Kind::Nothing,
@@ -1363,13 +1388,13 @@ impl<'s> Decoder<'s> {
                 let ty = ty?;
                 // What a modifier means is known, or the instruction is not.
                 let known = |m: &&str| Type::parse(m).is_some() || KNOWN.contains(m);
-                if !modifiers.iter().all(known) || (name == "slct" && types[0].size() != 4) {
+                if !modifiers.iter().all(known) || (name == "slct" && types.first()?.size() != 4) {
                     return None;
                 }
                 let wide_result = ty.size() == 8 || (has("wide") && ty.size() == 4);
-                let dst = self.dst(&operands[0])?;
+                let dst = self.dst(operands.first()?)?;
                 let mut src = [zero; 3];
-                for (i, operand) in operands[1..].iter().enumerate() {
+                for (i, operand) in operands.iter().skip(1).enumerate() {
                     // Shift counts, and positions and lengths of fields, are 32 bits whatever the type is.
                     let count = matches!((name, i), ("shl" | "shr", 1) | ("bfe", 1 | 2) | ("shf", 2));
                     *src.get_mut(i)? = self.src(operand, if count { Type::Unsigned(4) } else { ty })?;

@@ -20,7 +20,7 @@ fn product(a: &[f32], b: &[f32], c: &[f32], (m, n, k): (usize, usize, usize)) ->
 
 fn run<T: Plain, S: Plain>(ptx: &str, kernel: &str, a: &[T], b: &[T], c: &[S]) -> (Vec<S>, Counters) {
     let gpu = Gpu::new(ptx).unwrap();
-    let (a, b, c, d) = (gpu.upload(a), gpu.upload(b), gpu.upload(c), gpu.allocate(c.len() * size_of::<S>()));
+    let (a, b, c, d) = (gpu.upload(a), gpu.upload(b), gpu.upload(c), gpu.allocate(size_of_val(c)));
     let p = [a, b, c, d].map(u64::to_le_bytes);
     let counters = gpu.launch(kernel, LaunchConfig::line(1, 32), &[&p[0], &p[1], &p[2], &p[3]]).unwrap();
     (gpu.download(d, 128.min(8 * if size_of::<S>() == 8 { 8 } else { 16 })).unwrap(), counters)
