@@ -7,17 +7,24 @@ skipped=""
 skip() { skipped="$skipped
   $1: $2"; }
 
-# The emulator's kernels are compiled by nvcc: what CUDA_HOME or the PATH has, or what PyPI brings (about 280 MB, once, into target/).
+# CUDA code is compiled by nvcc: what CUDA_HOME or the PATH has, or what PyPI brings (about 280 MB, once, into target/).
+nvcc=yes
 if [ -z "${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null 2>&1; then
     if CUDA_HOME=$(sh tests/emulator/toolkit.sh); then
         export CUDA_HOME
     else
         unset CUDA_HOME
-        skip "tests/emulator/tests/kernels.rs" "no nvcc, and it could not be installed (see above)"
+        nvcc=no
+        skip "kernels on the emulated GPU (tests/emulator/tests, --features cuda)" "no nvcc, and it could not be installed (see above)"
     fi
 fi
 
 cargo test --release --workspace
+
+# CUDA on the emulated GPU: the composed loss, and Candle's own kernels.
+if [ "$nvcc" = yes ]; then
+    sh tests/emulator/run.sh cargo test --release --features cuda --test cuda --test candle_cuda
+fi
 
 # The PyTorch reference, where some python3 has torch: it is large, and its golden cases are committed.
 python=""
