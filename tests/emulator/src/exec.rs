@@ -288,6 +288,8 @@ enum Next {
     Gather,
     /// It looked at memory that has not changed
     Sleep,
+    /// Lanes name different masks: these go by themselves
+    Split(u32),
 }
 
 fn at(lane: usize) -> impl Fn(FaultKind) -> LaneFault {
@@ -677,6 +679,12 @@ impl<'g> Run<'g> {
                             warp.groups[at].wait = Wait::Lanes;
                             break;
                         }
+                        Next::Split(lanes) => {
+                            let rest = Group { pc, mask: mask & !lanes, wait: Wait::No };
+                            warp.groups[at] = Group { pc, mask: lanes, wait: Wait::No };
+                            warp.groups.insert(at + 1, rest);
+                            break;
+                        }
                         Next::Sleep => {
                             warp.groups.remove(at);
                             warp.settle(mask, pc + 1, Wait::Memory(world.version));
@@ -771,17 +779,20 @@ impl<'g> Run<'g> {
                 let sleep = self.atomic(warp, pc, active, (*op, *ty, *order), place, *dst, *src, world)?;
                 Ok(if sleep { Next::Sleep } else { Next::Seen })
             }
-            Kind::WarpBarrier { mask: member } => {
-                let member = warp.get32(*member)[active.trailing_zeros() as usize];
-                self.together(warp, active, member, mask)
-            }
+            Kind::WarpBarrier { mask: member } => self.together(warp, active, &warp.get32(*member), mask),
             _ => self.rare(warp, inst, active, mask),
         }
     }
 
     /// Whether all live lanes that `member` names are here; if not, the group waits for them. If so, they are in step.
-    fn together(&mut self, warp: &mut Warp<'g>, active: u32, member: u32, mask: u32) -> Result<Next, LaneFault> {
+    fn together(&mut self, warp: &mut Warp<'g>, active: u32, members: &L32, mask: u32) -> Result<Next, LaneFault> {
         let lane = active.trailing_zeros() as usize;
+        let member = members[lane];
+        // Parts of a warp may do the same at the same place, each for itself.
+        let same = Lanes(active).filter(|&l| members[l] == member).fold(0, |m, l| m | 1u32 << l);
+        if same != active {
+            return Ok(Next::Split(same));
+        }
         if member & active != active {
             let kind = FaultKind::Barrier(format!("lanes {active:#010x} execute it, the mask names {member:#010x}"));
             return Err(LaneFault { kind, lane });
@@ -803,8 +814,9 @@ impl<'g> Run<'g> {
         let first = active.trailing_zeros() as usize % LANES;
         macro_rules! together {
             ($member:expr) => {
-                if let Next::Gather = self.together(warp, active, $member, mask)? {
-                    return Ok(Next::Gather);
+                match self.together(warp, active, &warp.get32(*$member), mask)? {
+                    Next::On => {}
+                    other => return Ok(other),
                 }
                 self.counters.exchanges += 1;
             };
@@ -927,7 +939,6 @@ impl<'g> Run<'g> {
                 warp.put_predicate(*dst, active, holds);
             }
             Kind::Shuffle { mode, dst, valid, src, mask: member } => {
-                let member = warp.get32(*member)[first];
                 together!(member);
                 let [a, b, c] = src.map(|src| warp.get32(src));
                 let mut value = a;
@@ -959,7 +970,6 @@ impl<'g> Run<'g> {
                 }
             }
             Kind::Vote { mode, p, dst, by, mask: member } => {
-                let member = warp.get32(*member)[first];
                 together!(member);
                 let yes = warp.predicate(*by) & active;
                 let holds = match mode {
@@ -974,7 +984,6 @@ impl<'g> Run<'g> {
                 }
             }
             Kind::Match { all, dst, p, src, mask: member } => {
-                let member = warp.get32(*member)[first];
                 together!(member);
                 let a = warp.get64(*src);
                 let same = |lane: usize| Lanes(active).filter(|&l| a[l] == a[lane]).fold(0, |m, l| m | 1u32 << l);
@@ -990,7 +999,6 @@ impl<'g> Run<'g> {
                 }
             }
             Kind::Redux { op, dst, src, mask: member } => {
-                let member = warp.get32(*member)[first];
                 together!(member);
                 let a = warp.get32(*src);
                 let all = Lanes(active).map(|lane| a[lane]);

@@ -165,3 +165,19 @@ fn carries() {
         assert_eq!(gpu.download::<u32>(c, 8).unwrap(), expected);
     }
 }
+
+#[test]
+fn parts_of_a_warp() {
+    let Some(ptx) = ptx("warp") else { return };
+    for seed in 0..4 {
+        let gpu = Gpu { seed, ..Gpu::new(&ptx).unwrap() };
+        let x: Vec<i32> = (0..64).map(|i| i * 7 % 23).collect();
+        let (from, to) = (gpu.upload(&x), gpu.allocate(256));
+        gpu.launch("quarters", LaunchConfig::line(1, 64), &[&from.to_le_bytes(), &to.to_le_bytes()]).unwrap();
+        let sums = x.chunks(8).flat_map(|part| {
+            let sum = part.iter().sum::<i32>();
+            [sum + if sum > 50 { 8000 } else { 0 }; 8]
+        });
+        assert_eq!(gpu.download::<i32>(to, 64).unwrap(), sums.collect::<Vec<_>>());
+    }
+}
