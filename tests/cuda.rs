@@ -21,7 +21,6 @@ fn the_composed_loss_is_the_same_on_cuda() -> Result<()> {
                 w: inputs.w.to_device(&gpu)?,
                 y: inputs.y.to_device(&gpu)?,
                 sample_weights: inputs.sample_weights.as_ref().map(|s| s.to_device(&gpu)).transpose()?,
-                ..inputs.clone()
             };
             let expected = composed(&loss, &inputs, None)?;
             let found = composed(&loss, &on_gpu, None).map_err(|error| format!("{name}: {error}"))?;

@@ -1189,7 +1189,7 @@ impl<'s> Decoder<'s> {
                     Some(Meaning::Predicate(register)) => Some(register),
                     _ => None,
                 };
-                let op = lanes::compare(*modifiers.first()?, ty?)?;
+                let op = lanes::compare(modifiers.first()?, ty?)?;
                 let with = match operands.get(3) {
                     None => None,
                     Some(by) => {
@@ -1208,7 +1208,7 @@ impl<'s> Decoder<'s> {
                 }
             }
             "testp" => Kind::Compare {
-                op: lanes::test(*modifiers.first()?, ty?)?,
+                op: lanes::test(modifiers.first()?, ty?)?,
                 flush: false,
                 p: Some(self.predicate(operands.first()?)?.register),
                 q: None,
@@ -1216,7 +1216,7 @@ impl<'s> Decoder<'s> {
                 with: None,
             },
             "set" if operands.len() == 3 => Kind::Set {
-                op: lanes::compare(*modifiers.first()?, ty?)?,
+                op: lanes::compare(modifiers.first()?, ty?)?,
                 flush: has("ftz") && ty? == Type::F32,
                 float: *types.first()? == Type::F32,
                 dst: self.dst(operands.first()?)?,

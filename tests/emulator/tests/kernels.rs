@@ -184,7 +184,7 @@ fn memory_mistakes_across_launches() {
     let Some(ptx) = ptx("faulty") else { return };
     let gpu = Gpu::new(&ptx).unwrap();
     let (x, y) = (gpu.allocate(128), gpu.allocate(128));
-    let run = |gpu: &Gpu| launch(&gpu, "unwritten_ok", [1, 1, 1], [32, 1, 1], 0, &[&x.to_le_bytes(), &y.to_le_bytes()]);
+    let run = |gpu: &Gpu| launch(gpu, "unwritten_ok", [1, 1, 1], [32, 1, 1], 0, &[&x.to_le_bytes(), &y.to_le_bytes()]);
     assert!(matches!(fault(run(&gpu)).kind, FaultKind::Uninitialised { space: "global", .. }));
     gpu.memory.write(x, &[0; 128]).unwrap();
     run(&gpu).unwrap();
