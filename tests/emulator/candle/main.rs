@@ -4,6 +4,7 @@
 //! that each computes in its own way. Integers and what only moves values are equal to the bit; NaN is equal to NaN, and to nothing else.
 #![allow(missing_docs)]
 
+mod faults;
 mod layers;
 mod movement;
 mod pointwise;

@@ -246,6 +246,36 @@ fn single_precision() {
     ]);
 }
 
+/// The largest relative (for sine, cosine and tanh absolute) errors that the ISA names, at most 2⁻²⁰ where it names none.
+#[test]
+fn approximations() {
+    type Function = (&'static str, f64, fn(f64) -> f64);
+    let functions: [Function; 8] = [
+        ("ex2.approx.f32 d32, a32", 2f64.powi(-22), f64::exp2),
+        ("lg2.approx.f32 d32, a32", 2f64.powi(-20), f64::log2),
+        ("rcp.approx.f32 d32, a32", 2f64.powi(-23), f64::recip),
+        ("sqrt.approx.f32 d32, a32", 2f64.powi(-23), f64::sqrt),
+        ("rsqrt.approx.f32 d32, a32", 2f64.powi(-22), |v| 1.0 / v.sqrt()),
+        ("sin.approx.f32 d32, a32", 2f64.powi(-20), f64::sin),
+        ("cos.approx.f32 d32, a32", 2f64.powi(-20), f64::cos),
+        ("tanh.approx.f32 d32, a32", 2f64.powi(-10), f64::tanh),
+    ];
+    let gpu = Gpu::new(&module(&functions.map(|(instruction, ..)| (instruction, 0, 0, 0, 0)))).unwrap();
+    for (k, (instruction, error, exact)) in functions.into_iter().enumerate() {
+        for i in 1..60u32 {
+            let x = (i as f32 * 0.37).sin().abs() * 3.0 + 0.001 * i as f32;
+            let (from, to) = (gpu.upload(&[f(x), 0, 0]), gpu.allocate(24));
+            let parameters = [&from.to_le_bytes()[..], &to.to_le_bytes()];
+            gpu.launch(&format!("k{k}"), LaunchConfig::default(), &parameters).unwrap();
+            let (found, exact) = (f64::from(gpu.download::<f32>(to + 8, 1).unwrap()[0]), exact(f64::from(x)));
+            assert!(
+                (found - exact).abs() <= error * exact.abs().max(1.0),
+                "{instruction} of {x}: {found}, not {exact}"
+            );
+        }
+    }
+}
+
 #[test]
 fn double_precision() {
     let tiny = 2f64.powi(-100);

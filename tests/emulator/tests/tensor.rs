@@ -130,6 +130,19 @@ fn a_product_in_any_order() {
     }
 }
 
+/// Results and counts are those of the seed, however many threads of the host there are.
+#[test]
+fn a_product_on_any_number_of_cores() {
+    let Some(ptx) = ptx("tensor") else { return };
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| gemm(&ptx, 3)).unwrap()
+    };
+    let one = on(1);
+    assert_eq!(on(2), one);
+    assert_eq!(on(5), one);
+}
+
 /// Each safeguard of the product, taken away or changed, is reported or changes the result.
 #[test]
 fn mutants_of_the_product() {

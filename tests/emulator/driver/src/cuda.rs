@@ -384,10 +384,11 @@ pub unsafe extern "C" fn cuGetErrorName(code: u32, text: *mut *const c_char) -> 
     unsafe { put(text, found) }.map_or_else(|failure| failure.code, |()| result)
 }
 
-/// What an error means.
+/// What an error means; of a kernel's fault, the whole report.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorString(code: u32, text: *mut *const c_char) -> u32 {
-    let (found, result) = meaning(code).map_or((std::ptr::null(), INVALID_VALUE), |(_, text)| (text.as_ptr(), 0));
+    let known = crate::device::device().fault_text(code).or(meaning(code).map(|(_, text)| text));
+    let (found, result) = known.map_or((std::ptr::null(), INVALID_VALUE), |text| (text.as_ptr(), 0));
     // SAFETY: the caller's pointer for a result
     unsafe { put(text, found) }.map_or_else(|failure| failure.code, |()| result)
 }

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ptx_emulator::{Error, Kernel, LaunchConfig, Limits, Memory, Module};
 
@@ -74,6 +75,8 @@ pub(crate) struct Device {
     seed: u64,
     /// The first fault of a kernel: every later call fails with it
     fault: Mutex<Option<Failure>>,
+    /// Its report, as a string of C
+    report: OnceLock<CString>,
     counters: Option<Mutex<std::fs::File>>,
 }
 
@@ -112,6 +115,7 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         launches: AtomicU64::new(0),
         seed: number("PTX_EMULATOR_SEED").unwrap_or(1),
         fault: Mutex::default(),
+        report: OnceLock::new(),
         counters: counters.map(Mutex::new),
     }
 });
@@ -248,6 +252,12 @@ impl Device {
                 Err(failure)
             }
         }
+    }
+
+    /// The report of the fault that a code is of, if there was one.
+    pub fn fault_text(&self, code: u32) -> Option<&CStr> {
+        let fault = lock(&self.fault).clone().filter(|fault| fault.code == code)?;
+        Some(self.report.get_or_init(|| CString::new(fault.reason.replace('\0', " ")).unwrap_or_default()))
     }
 
     fn report(&self, name: &str, failure: &Failure) {
