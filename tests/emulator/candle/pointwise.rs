@@ -43,6 +43,23 @@ fn unary() {
     }
 }
 
+/// Every number of the half types, infinities included. Of NaN, Candle's `relu` makes 0 on the CPU and NaN on the GPU.
+#[test]
+fn unary_of_all_halves() {
+    for dtype in [DType::F16, DType::BF16] {
+        for (name, units, f) in UNARY {
+            both(&format!("{name} of all"), units.max(1.0), |device| {
+                let all = (0..=u16::MAX).map(|bits| match dtype {
+                    DType::F16 => half::f16::from_bits(bits).to_f32(),
+                    _ => half::bf16::from_bits(bits).to_f32(),
+                });
+                let all = all.map(|v: f32| if v.is_nan() { 1.0 } else { v });
+                f(&Tensor::from_iter(all, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+            });
+        }
+    }
+}
+
 #[test]
 fn affine_and_powers() {
     for dtype in FLOATS {

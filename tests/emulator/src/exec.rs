@@ -876,10 +876,20 @@ impl<'g> Run<'g> {
                 });
                 warp.put32(*dst, active, &value);
             }
-            Kind::Set { op, flush, float, dst, src } => {
-                let holds = compare(warp, *op, *flush, *src);
-                let yes = if *float { 1f32.to_bits() } else { u32::MAX };
-                warp.put32(*dst, active, &std::array::from_fn(|l| if holds >> l & 1 == 1 { yes } else { 0 }));
+            Kind::Set { op, flush, yes, paired, dst, src } => {
+                let value = if *paired {
+                    let half = |shift: u32| {
+                        let [a, b] = src.map(|src| warp.get64(src).map(|v| v >> shift & 0xffff));
+                        op(&a, &b)
+                    };
+                    let (low, high) = (half(0), half(16));
+                    let of = |holds: u32, lane: usize| if holds >> lane & 1 == 1 { *yes } else { 0 };
+                    std::array::from_fn(|lane| of(low, lane) | of(high, lane) << 16)
+                } else {
+                    let holds = compare(warp, *op, *flush, *src);
+                    std::array::from_fn(|lane| if holds >> lane & 1 == 1 { *yes } else { 0 })
+                };
+                warp.put32(*dst, active, &value);
             }
             Kind::Select { wide, dst, src, by } => {
                 let by = warp.predicate(*by);

@@ -352,12 +352,6 @@ impl Memory {
         (counts.used, counts.peak)
     }
 
-    /// Lets the peak of [`Self::usage`] start from what is allocated now.
-    pub fn reset_peak(&self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.peak = counts.used;
-    }
-
     fn read_allocations(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Arc<Allocation>>> {
         self.allocations.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -226,11 +226,12 @@ pub(crate) enum Kind {
         src: [Src; 2],
         with: Option<(Logic, Pred)>,
     },
-    /// The lanes where it holds get all ones, or 1.0
+    /// The lanes where it holds get `yes`, the others 0; `paired`: for each half of the operands
     Set {
         op: Compare,
         flush: bool,
-        float: bool,
+        yes: u32,
+        paired: bool,
         dst: Dst,
         src: [Src; 2],
     },
@@ -846,23 +847,21 @@ impl<'s> Decoder<'s> {
         }
     }
 
-    fn place(&self, operand: &Operand, space: Option<Space>) -> Option<(Place, bool)> {
+    fn place(&self, operand: &Operand, space: Option<Space>) -> Option<Place> {
         let Operand::Address(base, offset) = operand else {
             return None;
         };
         let Some(name) = base else {
-            return Some((Place { space, base: None, offset: *offset }, false));
+            return Some(Place { space, base: None, offset: *offset });
         };
         Some(match self.meaning(name)? {
-            Meaning::R32(r) => (Place { space, base: Some(Src::R32(r)), offset: *offset }, false),
-            Meaning::R64(r) => (Place { space, base: Some(Src::R64(r)), offset: *offset }, false),
-            Meaning::Parameter(start) => {
-                (Place { space: Some(Space::Param), base: None, offset: start as i64 + offset }, true)
-            }
+            Meaning::R32(r) => Place { space, base: Some(Src::R32(r)), offset: *offset },
+            Meaning::R64(r) => Place { space, base: Some(Src::R64(r)), offset: *offset },
+            Meaning::Parameter(start) => Place { space: Some(Space::Param), base: None, offset: start as i64 + offset },
             Meaning::Address(actual, address) => {
                 // `ld.param` of a call's parameter, which lies in local memory.
                 let space = if space == Some(Space::Param) { Some(actual) } else { space };
-                (Place { space, base: None, offset: address as i64 + offset }, false)
+                Place { space, base: None, offset: address as i64 + offset }
             }
             Meaning::Predicate(_) => return None,
         })
@@ -1101,12 +1100,12 @@ impl<'s> Decoder<'s> {
                 }
             },
             "ld" | "ldu" => {
-                let (place, _) = self.place(operands.get(1)?, space)?;
+                let place = self.place(operands.get(1)?, space)?;
                 let dst: Option<Vec<Dst>> = vector(operands.first()?).iter().map(|part| self.dst(part)).collect();
                 Kind::Load { place, ty: ty?, dst: dst?, order: order(&modifiers) }
             }
             "st" => {
-                let (place, _) = self.place(operands.first()?, space)?;
+                let place = self.place(operands.first()?, space)?;
                 let src: Option<Vec<Src>> = vector(operands.get(1)?).iter().map(|part| self.src(part, ty?)).collect();
                 Kind::Store { place, ty: ty?, src: src?, order: order(&modifiers) }
             }
@@ -1140,7 +1139,7 @@ impl<'s> Decoder<'s> {
                     Order::Weak => Order::Strong,
                     other => other,
                 };
-                let (place, _) = self.place(operands.get(returns)?, space)?;
+                let place = self.place(operands.get(returns)?, space)?;
                 let dst = if returns == 1 { self.dst(operands.first()?)? } else { Dst::None };
                 let second = operands.get(returns + 2).and_then(|o| self.src(o, ty?)).unwrap_or(zero);
                 Kind::Atomic {
@@ -1215,13 +1214,30 @@ impl<'s> Decoder<'s> {
                 src: [self.src(operands.get(1)?, ty?)?, zero],
                 with: None,
             },
-            "set" if operands.len() == 3 => Kind::Set {
-                op: lanes::compare(modifiers.first()?, ty?)?,
-                flush: has("ftz") && ty? == Type::F32,
-                float: *types.first()? == Type::F32,
-                dst: self.dst(operands.first()?)?,
-                src: [self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, ty?)?],
-            },
+            "set" if operands.len() == 3 => {
+                let to = *types.first()?;
+                let half = match ty? {
+                    Type::F16x2 => Some(Type::F16),
+                    Type::Bf16x2 => Some(Type::Bf16),
+                    _ => None,
+                };
+                let yes = match (to, half) {
+                    (Type::F32, None) => 1f32.to_bits(),
+                    (Type::F16, None) | (Type::F16x2, Some(_)) => 0x3c00,
+                    (Type::Bf16, None) | (Type::Bf16x2, Some(_)) => 0x3f80,
+                    (Type::Unsigned(4) | Type::Signed(4), None) => u32::MAX,
+                    (Type::Unsigned(2) | Type::Signed(2), None) => 0xffff,
+                    _ => return None,
+                };
+                Kind::Set {
+                    op: lanes::compare(modifiers.first()?, half.unwrap_or(ty?))?,
+                    flush: has("ftz") && ty? == Type::F32,
+                    yes,
+                    paired: half.is_some(),
+                    dst: self.dst(operands.first()?)?,
+                    src: [self.src(operands.get(1)?, ty?)?, self.src(operands.get(2)?, ty?)?],
+                }
+            }
             "selp" => Kind::Select {
                 wide: ty?.size() == 8,
                 dst: self.dst(operands.first()?)?,
@@ -1321,7 +1337,7 @@ impl<'s> Decoder<'s> {
             "mma" => self.mma(&modifiers, &types, operands)?,
             "ldmatrix" if has("m8n8") && has("b16") => {
                 let dst: Option<Vec<Dst>> = vector(operands.first()?).iter().map(|part| self.dst(part)).collect();
-                let place = self.place(operands.get(1)?, space)?.0;
+                let place = self.place(operands.get(1)?, space)?;
                 Kind::LoadMatrix { dst: dst.filter(|d| matches!(d.len(), 1 | 2 | 4))?, place, transposed: has("trans") }
             }
             "cp" if modifiers == ["async", "commit_group"] => Kind::AsyncCommit,
@@ -1338,8 +1354,8 @@ impl<'s> Decoder<'s> {
                     }
                     _ => None,
                 };
-                let to = self.place(operands.first()?, Some(Space::Shared))?.0;
-                let from = self.place(operands.get(1)?, Some(Space::Global))?.0;
+                let to = self.place(operands.first()?, Some(Space::Shared))?;
+                let from = self.place(operands.get(1)?, Some(Space::Global))?;
                 Kind::AsyncCopy { to, from, size: size as usize, read }
             }
             "shfl" if has("sync") => {
