@@ -36,7 +36,7 @@ pub struct Counters {
     pub async_copied: u64,
     /// 32-byte sectors of global memory that warps touched, counted once an instruction
     pub global_sectors: u64,
-    /// Distinct 32-byte sectors that the launch read
+    /// Distinct 32-byte sectors that the launch read, volatile and ordered loads apart
     pub distinct_read: u64,
     /// Distinct 32-byte sectors that the launch wrote
     pub distinct_written: u64,

@@ -146,6 +146,10 @@ impl Allocation {
     fn touch_mixed(&self, word: usize, bytes: u64, how: Touch, now: Shadow, by: &Clock) -> Access<()> {
         let mut mixed = self.mixed.lock().unwrap_or_else(PoisonError::into_inner);
         let one = |byte: u64| if now.writer_bytes() >> byte & 1 == 1 { now.writer() } else { 0 };
+        if !now.mixed() {
+            // What is left of an earlier launch.
+            mixed.remove(&word);
+        }
         let writers = mixed.entry(word).or_insert_with(|| std::array::from_fn(|byte| one(byte as u64)));
         for byte in (0..4).filter(|byte| bytes >> byte & 1 == 1) {
             let other = writers[byte];
@@ -167,7 +171,6 @@ impl Allocation {
         loop {
             let (writer, reader) = (now.writer(), now.reader());
             if how != Touch::Write && now.written() & bytes != bytes {
-                // A strong store of bytes that nobody wrote comes here as a write.
                 return Err(FaultKind::Uninitialised { space: "global", address: address() });
             }
             if now.mixed() && now.writer() >= by.base {
