@@ -12,11 +12,13 @@
 //! is given per sample are f32, or f64 for f64. The bits of a result do not depend on the number of threads, and a call's memory beyond its
 //! inputs, outputs and gradients is its workspace ([`MarginLossBuilder::workspace_bytes`]) and O(N + C).
 //!
-//! Features: `cuda` builds Candle's CUDA backend. The fused op itself runs on the CPU so far.
+//! Features: `cuda` builds Candle's CUDA backend and this crate's kernels, for devices of compute capability 8.0 and up; it needs nvcc and libclang.
 
 mod classifier;
 mod counts;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod loss;
 mod margin;
@@ -31,7 +33,7 @@ pub use counts::{ClassCounts, Group};
 pub use error::{Error, Result};
 pub(crate) use loss::Params;
 pub use loss::{
-    ClassWeights, DEFAULT_WORKSPACE_BYTES, IGNORED, LossOutput, MarginLoss, MarginLossBuilder, Prior, Reduction,
+    ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, IGNORED, LossOutput, MarginLoss, MarginLossBuilder, Prior, Reduction,
 };
 pub use margin::{AngleRange, InstanceGate, Margin, TargetGradient};
 pub use schedule::LossSchedule;

@@ -63,6 +63,9 @@ pub enum Reduction {
 /// Default workspace of the CPU path: 64 MiB.
 pub const DEFAULT_WORKSPACE_BYTES: usize = 64 << 20;
 
+/// Default workspace of the CUDA path: 16 MiB.
+pub const DEFAULT_CUDA_WORKSPACE_BYTES: usize = 16 << 20;
+
 /// Tables by class and scalars, all in f64: what the paths read of a [`MarginLoss`].
 #[derive(Debug, Clone)]
 pub(crate) struct Params {
@@ -82,7 +85,11 @@ pub(crate) struct Params {
     pub ignore_index: Option<i64>,
     /// α
     pub label_smoothing: f64,
-    pub workspace_bytes: usize,
+    /// None: the device's default
+    pub workspace_bytes: Option<usize>,
+    /// On a CUDA device: wait for the check of labels and sample weights
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub check_labels: bool,
 }
 
 /// A cosine-margin softmax loss over features X (N, D), class centres W (C, D) and labels y (N).
@@ -111,6 +118,8 @@ pub(crate) struct Params {
 pub struct MarginLoss {
     pub(crate) params: Arc<Params>,
     pub(crate) pool: Arc<WorkspacePool>,
+    #[cfg(feature = "cuda")]
+    pub(crate) tables: Arc<crate::cuda::TablePool>,
 }
 
 /// What one call gives, all from the same pass.
@@ -327,7 +336,8 @@ pub struct MarginLossBuilder {
     reduction: Reduction,
     ignore_index: Option<i64>,
     label_smoothing: f64,
-    workspace_bytes: usize,
+    workspace_bytes: Option<usize>,
+    check_labels: bool,
 }
 
 impl MarginLossBuilder {
@@ -346,7 +356,8 @@ impl MarginLossBuilder {
             reduction: Reduction::Mean,
             ignore_index: None,
             label_smoothing: 0.0,
-            workspace_bytes: DEFAULT_WORKSPACE_BYTES,
+            workspace_bytes: None,
+            check_labels: true,
         }
     }
 
@@ -422,11 +433,22 @@ impl MarginLossBuilder {
         self
     }
 
-    /// The memory that a call may use beyond inputs, outputs, gradients and O(N + C), in bytes. Default [`DEFAULT_WORKSPACE_BYTES`].
+    /// The memory that a call may use beyond inputs, outputs, gradients and O(N + C), in bytes. Default [`DEFAULT_WORKSPACE_BYTES`] on the CPU
+    /// and [`DEFAULT_CUDA_WORKSPACE_BYTES`] on a CUDA device.
     ///
     /// Less than 1 MiB is taken as 1 MiB; what one row of D features and one tile of classes need is taken in any case.
     pub fn workspace_bytes(mut self, bytes: usize) -> Self {
-        self.workspace_bytes = bytes;
+        self.workspace_bytes = Some(bytes);
+        self
+    }
+
+    /// Whether a call on a CUDA device waits for the device to say that every label and sample weight is one, and gives an error where not.
+    /// Default true.
+    ///
+    /// That is the one moment where a call waits for the device; without it a call can be captured into a CUDA graph. A label or sample weight that
+    /// cannot be never reaches memory in either case: its row's loss is NaN, and so is every gradient it reaches. On the CPU the check is always on.
+    pub fn check_labels(mut self, check: bool) -> Self {
+        self.check_labels = check;
         self
     }
 
@@ -496,9 +518,15 @@ impl MarginLossBuilder {
             reduction: self.reduction,
             ignore_index: self.ignore_index,
             label_smoothing: self.label_smoothing,
-            workspace_bytes: self.workspace_bytes.max(1 << 20),
+            workspace_bytes: self.workspace_bytes.map(|bytes| bytes.max(1 << 20)),
+            check_labels: self.check_labels,
         };
-        Ok(MarginLoss { params: Arc::new(params), pool: Arc::default() })
+        Ok(MarginLoss {
+            params: Arc::new(params),
+            pool: Arc::default(),
+            #[cfg(feature = "cuda")]
+            tables: Arc::default(),
+        })
     }
 
     fn needed_counts(&self, what: &str) -> Result<&ClassCounts> {

@@ -5,52 +5,44 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor, WithDType};
 
-use crate::cpu::{self, Gradients, Pass, RowState};
+use crate::cpu::{self, Pass, RowState};
 use crate::error::{Error, Result};
 use crate::loss::{IGNORED, LossOutput, MarginLoss, Reduction};
-use crate::problem::{Problem, Targets};
+use crate::problem::{Gradients, Problem, Targets};
 
 /// The loss, on the tape where X or W is.
 pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
-    on_cpu(problem)?;
-    let targets = problem.targets()?;
     let (track_x, track_w) = (problem.features.track_op(), problem.weight.track_op());
     let tracked = track_x || track_w;
-    let (x, w) = (problem.features, problem.weight);
-    if problem.params().reduction == Reduction::None || !tracked {
-        let states = cpu::run(problem, &targets, Pass::Loss, Gradients::default())?;
-        let mut output = output(problem, &targets, &states)?;
-        if tracked {
-            let gradients = Kept::PerRow {
-                loss: problem.loss.clone(),
-                labels: problem.labels.clone(),
-                sample_weights: problem.sample_weights.map(Tensor::detach),
-                states,
-                targets,
-            };
-            output.loss = x.apply_op2(w, Node { value: output.loss.clone(), gradients })?;
-        }
-        return Ok(output);
+    let (mut output, gradients) = if problem.params().reduction == Reduction::None || !tracked {
+        let (output, states) = run(problem, Gradients::default())?;
+        let kept = || Kept::PerRow {
+            loss: problem.loss.clone(),
+            labels: problem.labels.clone(),
+            sample_weights: problem.sample_weights.map(Tensor::detach),
+            states,
+        };
+        (output, tracked.then(kept))
+    } else {
+        let (dx, dw) = new_gradients(problem, track_x, track_w)?;
+        let (output, _) = run(problem, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
+        (output, Some(Kept::Reduced { dx, dw }))
+    };
+    if let Some(gradients) = gradients {
+        output.loss = problem.features.apply_op2(problem.weight, Node { value: output.loss.clone(), gradients })?;
     }
-    let (dx, dw) = cpu::new_gradients(problem, track_x, track_w)?;
-    let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
-    let states = cpu::run(problem, &targets, Pass::LossAndGradients, gradients)?;
-    let mut output = output(problem, &targets, &states)?;
-    output.loss = x.apply_op2(w, Node { value: output.loss.clone(), gradients: Kept::Reduced { dx, dw } })?;
     Ok(output)
 }
 
 /// The loss and both gradients, off the tape.
 pub(crate) fn loss_and_grads(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)> {
-    on_cpu(problem)?;
-    let (dx, dw) = cpu::new_gradients(problem, true, true)?;
+    let (dx, dw) = new_gradients(problem, true, true)?;
     let (Some(dx), Some(dw)) = (dx, dw) else { unreachable!("both are asked for") };
-    Ok((into(problem, &dx, &dw)?, dx, dw))
+    Ok((run(problem, Gradients { features: Some(&dx), weight: Some(&dw) })?.0, dx, dw))
 }
 
 /// The loss, and both gradients over what `dx` and `dw` held.
 pub(crate) fn loss_and_grads_into(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
-    on_cpu(problem)?;
     for (what, gradient, of) in [("dX", dx, problem.features), ("dW", dw, problem.weight)] {
         if gradient.dims() != of.dims() || gradient.dtype() != of.dtype() {
             return Err(Error::Input(format!(
@@ -84,14 +76,7 @@ pub(crate) fn loss_and_grads_into(problem: &Problem, dx: &Tensor, dw: &Tensor) -
     if same_storage(dx, dw) {
         return Err(Error::Input("dX shares its storage with dW".into()));
     }
-    into(problem, dx, dw)
-}
-
-fn into(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
-    let targets = problem.targets()?;
-    let gradients = Gradients { features: Some(dx), weight: Some(dw) };
-    let states = cpu::run(problem, &targets, Pass::LossAndGradients, gradients)?;
-    output(problem, &targets, &states)
+    Ok(run(problem, Gradients { features: Some(dx), weight: Some(dw) })?.0)
 }
 
 fn same_storage(a: &Tensor, b: &Tensor) -> bool {
@@ -99,14 +84,73 @@ fn same_storage(a: &Tensor, b: &Tensor) -> bool {
     std::ptr::eq::<Storage>(&*a, &*b)
 }
 
-fn on_cpu(problem: &Problem) -> Result<()> {
+/// What backward needs of a forward pass, on the device that made it.
+enum States {
+    Cpu { rows: Vec<RowState>, targets: Targets },
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::States),
+}
+
+/// New gradient tensors, each where it is wanted, to be written over.
+fn new_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
     match problem.features.device() {
-        Device::Cpu => Ok(()),
-        device => Err(Error::Input(format!(
-            "there is no fused path for {:?} in this build; candle_margin_loss::reference runs on any device",
-            device.location()
-        ))),
+        Device::Cpu => cpu::new_gradients(problem, features, weight),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => crate::cuda::new_gradients(problem, features, weight),
+        device => Err(no_path(device)),
     }
+}
+
+/// The loss, and those gradients of its reduction that are wanted.
+fn run(problem: &Problem, gradients: Gradients) -> Result<(LossOutput, States)> {
+    match problem.features.device() {
+        Device::Cpu => {
+            let targets = problem.targets()?;
+            let wanted = gradients.features.is_some() || gradients.weight.is_some();
+            let pass = if wanted { Pass::LossAndGradients } else { Pass::Loss };
+            let rows = cpu::run(problem, &targets, pass, gradients)?;
+            Ok((output(problem, &targets, &rows)?, States::Cpu { rows, targets }))
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            let (output, states) = crate::cuda::forward(problem, gradients)?;
+            Ok((output, States::Cuda(states)))
+        }
+        device => Err(no_path(device)),
+    }
+}
+
+/// The gradients for `upstream` (N).
+fn backward(problem: &Problem, states: &States, upstream: &Tensor, gradients: Gradients) -> Result<()> {
+    match states {
+        States::Cpu { rows, targets } => {
+            let upstream = upstream.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            cpu::run(problem, targets, Pass::Gradients { states: rows, upstream: &upstream }, gradients)?;
+            Ok(())
+        }
+        #[cfg(feature = "cuda")]
+        States::Cuda(states) => crate::cuda::backward(problem, states, upstream, gradients),
+    }
+}
+
+/// `gradient` times a scalar upstream gradient.
+fn scaled(gradient: &Tensor, upstream: &Tensor) -> Result<Tensor> {
+    match gradient.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => crate::cuda::scaled(gradient, upstream),
+        _ => {
+            let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
+            Ok(if upstream == 1.0 { gradient.clone() } else { gradient.affine(upstream, 0.0)? })
+        }
+    }
+}
+
+fn no_path(device: &Device) -> Error {
+    Error::Input(format!(
+        "there is no fused path for {:?} in this build; candle_margin_loss::reference runs on any device",
+        device.location()
+    ))
 }
 
 /// What a call gives, from the states of the rows that count.
@@ -156,7 +200,7 @@ enum Kept {
     /// The gradients of a reduced loss, each where its argument is tracked: dX (N, D), dW (C, D).
     Reduced { dx: Option<Tensor>, dw: Option<Tensor> },
     /// The rows' states, from which upstream gradients of their own make the gradients.
-    PerRow { loss: MarginLoss, labels: Tensor, sample_weights: Option<Tensor>, states: Vec<RowState>, targets: Targets },
+    PerRow { loss: MarginLoss, labels: Tensor, sample_weights: Option<Tensor>, states: States },
 }
 
 impl CustomOp2 for Node {
@@ -179,6 +223,22 @@ impl CustomOp2 for Node {
         Ok((storage, self.value.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+        _: &candle_core::CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (value, layout) = self.value.storage_and_layout();
+        let Storage::Cuda(value) = &*value else {
+            candle_core::bail!("a loss that is not on the device of its features")
+        };
+        Ok((value.try_clone(layout)?, self.value.shape().clone()))
+    }
+
     fn bwd(
         &self,
         features: &Tensor,
@@ -186,24 +246,15 @@ impl CustomOp2 for Node {
         _: &Tensor,
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let upstream = upstream.to_dtype(DType::F64)?;
         match &self.gradients {
             Kept::Reduced { dx, dw } => {
-                let upstream = upstream.to_scalar::<f64>()?;
-                // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
-                let scale = |gradient: &Option<Tensor>| match gradient {
-                    Some(gradient) if upstream != 1.0 => gradient.affine(upstream, 0.0).map(Some),
-                    gradient => Ok(gradient.clone()),
-                };
+                let scale = |gradient: &Option<Tensor>| gradient.as_ref().map(|g| scaled(g, upstream)).transpose();
                 Ok((scale(dx)?, scale(dw)?))
             }
-            Kept::PerRow { loss, labels, sample_weights, states, targets } => {
-                let upstream = upstream.to_vec1::<f64>()?;
+            Kept::PerRow { loss, labels, sample_weights, states } => {
                 let problem = Problem::new(loss, features, weight, labels, sample_weights.as_ref())?;
-                let (dx, dw) = cpu::new_gradients(&problem, features.track_op(), weight.track_op())?;
-                let pass = Pass::Gradients { states, upstream: &upstream };
-                let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
-                cpu::run(&problem, targets, pass, gradients)?;
+                let (dx, dw) = new_gradients(&problem, features.track_op(), weight.track_op())?;
+                backward(&problem, states, upstream, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
                 Ok((dx, dw))
             }
         }

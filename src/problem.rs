@@ -115,19 +115,15 @@ impl<'a> Problem<'a> {
                 continue;
             }
             if !(0..self.c as i64).contains(&label) {
-                let ignore_index = params.ignore_index;
-                return Err(Error::Label { row, label, classes: self.c, ignore_index });
+                return Err(self.bad_label(row, label));
             }
             let class = label as usize;
             let mut weight = params.weights[class];
             if let Some(weights) = &sample_weights {
-                let sample_weight = weights[row];
-                if !(sample_weight.is_finite() && sample_weight >= 0.0) {
-                    return Err(Error::Input(format!(
-                        "the sample weight of row {row} must be finite and not negative, it is {sample_weight}"
-                    )));
+                if let Some(error) = bad_sample_weight(row, weights[row]) {
+                    return Err(error);
                 }
-                weight *= sample_weight;
+                weight *= weights[row];
             }
             targets.rows.push(TargetRow { row, class: label as u32, weight });
         }
@@ -138,6 +134,45 @@ impl<'a> Problem<'a> {
         };
         Ok(targets)
     }
+
+    fn bad_label(&self, row: usize, label: i64) -> Error {
+        Error::Label { row, label, classes: self.c, ignore_index: self.params().ignore_index }
+    }
+
+    /// The error of a row whose label or sample weight a device has found to be none.
+    #[cfg(feature = "cuda")]
+    pub fn bad_row(&self, row: usize) -> Result<Error> {
+        let label = self.labels.narrow(0, row, 1)?;
+        let label = match label.dtype() {
+            DType::U32 => i64::from(label.to_vec1::<u32>()?[0]),
+            _ => label.to_vec1::<i64>()?[0],
+        };
+        if !(0..self.c as i64).contains(&label) {
+            return Ok(self.bad_label(row, label));
+        }
+        let weight = match self.sample_weights {
+            None => 1.0,
+            Some(weights) => weights.narrow(0, row, 1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0],
+        };
+        let error = bad_sample_weight(row, weight);
+        Ok(error.unwrap_or_else(|| Error::Input(format!("row {row} changed while its loss was computed"))))
+    }
+}
+
+fn bad_sample_weight(row: usize, weight: f64) -> Option<Error> {
+    let good = weight.is_finite() && weight >= 0.0;
+    (!good).then(|| {
+        Error::Input(format!("the sample weight of row {row} must be finite and not negative, it is {weight}"))
+    })
+}
+
+/// Where gradients go: tensors to write over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Gradients<'a> {
+    /// dX (N, D)
+    pub features: Option<&'a Tensor>,
+    /// dW (C, D)
+    pub weight: Option<&'a Tensor>,
 }
 
 /// The rows that are not ignored, in their order.

@@ -31,8 +31,8 @@ pub(crate) use rows::RowState;
 pub(crate) use workspace::WorkspacePool;
 
 use crate::error::{Error, Result};
-use crate::loss::Params;
-use crate::problem::{Problem, TargetRow, Targets};
+use crate::loss::{DEFAULT_WORKSPACE_BYTES, Params};
+use crate::problem::{Gradients, Problem, TargetRow, Targets};
 use norm::{Norm, normalize, sigma};
 use numeric::{Element, Real};
 use plan::Plan;
@@ -53,15 +53,6 @@ pub(crate) enum Pass<'a> {
     LossAndGradients,
     /// The gradients for these upstream gradients, one a row of the batch, from the rows' states of an earlier pass.
     Gradients { states: &'a [RowState], upstream: &'a [f64] },
-}
-
-/// Where gradients go: tensors to write over.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Gradients<'a> {
-    /// dX (N, D)
-    pub features: Option<&'a Tensor>,
-    /// dW (C, D)
-    pub weight: Option<&'a Tensor>,
 }
 
 /// New gradient tensors, each where it is wanted.
@@ -216,7 +207,7 @@ where
         let params = problem.params();
         let rows = targets.rows.len().max(1);
         let copies = W::as_acc(&[]).is_none();
-        let plan = Plan::new(rows, c, d, size_of::<X::Acc>(), params.workspace_bytes, copies);
+        let plan = Plan::new(rows, c, d, size_of::<X::Acc>(), params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES), copies);
         Self { params, pool: &problem.loss.pool, targets, n, c, d, x, w, plan, arch: Arch::new() }
     }
 

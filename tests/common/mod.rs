@@ -1,6 +1,8 @@
 //! What the test suites share: a table of losses, random problems, runs by the fused op and by the composed reference, and errors.
 #![allow(dead_code, missing_docs)]
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Device, Tensor, Var};
 use candle_margin_loss::{
     AngleRange, ClassCounts, ClassWeights, InstanceGate, LossOutput, Margin, MarginLoss, MarginLossBuilder, Prior,
@@ -12,9 +14,20 @@ use rand_distr::{Distribution, StandardNormal};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// The device that the suites run on.
+/// The device that the suites run on: the CPU, or with `MARGIN_LOSS_DEVICE=cuda` the first CUDA device.
 pub fn device() -> Device {
-    Device::Cpu
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let device = DEVICE.get_or_init(|| match std::env::var("MARGIN_LOSS_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
+        Ok("cuda") => Device::new_cuda(0).expect("a CUDA device"),
+        Ok(other) => panic!("MARGIN_LOSS_DEVICE is cpu or cuda, not {other}"),
+    });
+    device.clone()
+}
+
+/// Whether the suites run on a CUDA device: what a test of the CPU path alone, or one too long for an emulated device, leaves out, saying so.
+pub fn on_cuda() -> bool {
+    device().is_cuda()
 }
 
 /// Long-tailed counts of `classes` classes, in shuffled order.

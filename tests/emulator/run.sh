@@ -37,6 +37,10 @@ for name in libcuda.so libcuda.so.1 libcublas.so libcublasLt.so libcurand.so lib
 done
 
 export CUDA_HOME="$home" CUDA_PATH="$home" CUDA_ROOT="$home" NVCC="$home/bin/nvcc" PATH="$home/bin:$PATH"
+# bindgen reads kernels/params.h with libclang: what the machine has, or what PyPI brings.
+if [ -z "${LIBCLANG_PATH:-}" ] && [ -d "${CUDA_TOOLKIT_DIR:-$target/cuda-toolkit}/clang/native" ]; then
+    export LIBCLANG_PATH="${CUDA_TOOLKIT_DIR:-$target/cuda-toolkit}/clang/native"
+fi
 export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}" CUDAFORGE_THREADS="${CUDAFORGE_THREADS:-2}"
 export LIBRARY_PATH="$home/lib${LIBRARY_PATH:+:$LIBRARY_PATH}" LD_LIBRARY_PATH="$home/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$@"

@@ -1104,13 +1104,16 @@ impl<'g> Run<'g> {
         for (i, &dst) in dst.iter().enumerate() {
             let mut value = [0u64; LANES];
             if place.space == Some(Space::Param) {
-                let at = addresses[0] as usize + i * size;
-                let found = self.grid.parameters.get(at..at + size);
-                let Some(bytes) = found else {
-                    let kind = FaultKind::OutOfBounds { space: "parameter", address: at as u64, size, near: None };
-                    return Err(LaneFault { kind, lane: active.trailing_zeros() as usize });
-                };
-                value = [bytes.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte)); LANES];
+                for lane in Lanes(active) {
+                    let address = addresses[lane].wrapping_add((i * size) as u64);
+                    let at = usize::try_from(address).ok();
+                    let found = at.and_then(|at| self.grid.parameters.get(at..at.checked_add(size)?));
+                    let Some(bytes) = found else {
+                        let kind = FaultKind::OutOfBounds { space: "parameter", address, size, near: None };
+                        return Err(LaneFault { kind, lane });
+                    };
+                    value[lane] = bytes.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte));
+                }
             } else if order == Order::Weak && place.space == Some(Space::Global) {
                 match self.memory.load_lanes(Lanes(active), &addresses, (i * size) as u64, size, &warp.clock) {
                     Ok(loaded) => value = loaded,

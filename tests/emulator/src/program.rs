@@ -807,7 +807,9 @@ impl<'s> Decoder<'s> {
                 Some(Meaning::R32(r)) => Src::R32(r),
                 Some(Meaning::R64(r)) => Src::R64(r),
                 Some(Meaning::Address(_, address)) => Src::Imm(address),
-                Some(Meaning::Parameter(_) | Meaning::Predicate(_)) => return None,
+                // The address of a `__grid_constant__` parameter, within the parameters.
+                Some(Meaning::Parameter(start)) => Src::Imm(start as u64),
+                Some(Meaning::Predicate(_)) => return None,
                 None => Src::Special(Self::special(name)?),
             },
             Operand::Integer(value) => Src::Imm(match ty.size() {
@@ -1063,7 +1065,8 @@ impl<'s> Decoder<'s> {
         };
         Some(match name {
             "mov" | "cvta" if has("to") || name == "cvta" => Kind::ToGeneric {
-                space: space?,
+                // Parameters have no generic addresses here.
+                space: space.filter(|&space| space != Space::Param)?,
                 dst: self.dst(operands.first()?)?,
                 src: self.src(operands.get(1)?, Type::Bits(8))?,
                 back: has("to"),

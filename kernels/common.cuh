@@ -1,0 +1,99 @@
+// Element types, small loads and block-wide helpers.
+#ifndef MARGIN_LOSS_COMMON_CUH
+#define MARGIN_LOSS_COMMON_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "margin.cuh"
+
+namespace margin_loss {
+
+using i64 = long long;
+
+constexpr int TILE = MARGIN_LOSS_TILE;
+constexpr int THREADS = MARGIN_LOSS_THREADS;
+
+// The type that elements of type E are added up in.
+template <class E> struct AccumulatorOf { using Type = float; };
+template <> struct AccumulatorOf<double> { using Type = double; };
+
+__device__ inline float widen(__half v) { return __half2float(v); }
+__device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ inline float widen(float v) { return v; }
+__device__ inline double widen(double v) { return v; }
+
+template <class E, class T> struct Narrow { __device__ static E of(T v) { return E(v); } };
+template <> struct Narrow<__half, float> { __device__ static __half of(float v) { return __float2half_rn(v); } };
+template <> struct Narrow<__nv_bfloat16, float> { __device__ static __nv_bfloat16 of(float v) { return __float2bfloat16_rn(v); } };
+
+// Eight consecutive elements from a 16-byte aligned address.
+__device__ inline void load8(const float *from, float (&v)[8]) {
+    float4 a = *reinterpret_cast<const float4 *>(from), b = *reinterpret_cast<const float4 *>(from + 4);
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
+__device__ inline void load8(const double *from, double (&v)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        double2 a = *reinterpret_cast<const double2 *>(from + 2 * i);
+        v[2 * i] = a.x, v[2 * i + 1] = a.y;
+    }
+}
+
+template <class E>
+__device__ inline void load8(const E *from, float (&v)[8]) {
+    static_assert(sizeof(E) == 2, "a half type");
+    union { uint4 bits; E halves[8]; } all;
+    all.bits = *reinterpret_cast<const uint4 *>(from);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = widen(all.halves[i]);
+}
+
+// Up to eight consecutive elements, `count` of them there; the others are 0. `aligned`: the address is a multiple of 16 bytes.
+template <class E, class T>
+__device__ inline void load_some(const E *from, i64 count, bool aligned, T (&v)[8]) {
+    if (aligned && count >= 8) {
+        load8(from, v);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = i < count ? T(widen(from[i])) : T(0);
+}
+
+// Whether every row of a matrix begins at a multiple of 16 bytes.
+template <class E>
+__device__ inline bool rows_aligned(const E *base, i64 stride) {
+    return (reinterpret_cast<unsigned long long>(base) | static_cast<unsigned long long>(stride) * sizeof(E)) % 16 == 0;
+}
+
+// Counts this block in; true in the last of `expected` blocks to come, which then sees what the others wrote. The first barrier gathers the
+// block's own writes for thread 0's fence; without the second fence and barrier other blocks' writes need not be seen.
+__device__ inline bool is_last(unsigned int *arrivals, unsigned int expected) {
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(arrivals, 1u) == expected - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}
+
+// Σ over the block of one value a thread, in a fixed order; valid in thread 0.
+__device__ inline double block_sum(double value) {
+    __shared__ double warps[THREADS / 32];
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+    __syncthreads();
+    double sum = 0.0;
+    for (int warp = 0; warp < THREADS / 32; warp++) sum += warps[warp];
+    __syncthreads(); // `warps` is written again by the next call
+    return sum;
+}
+
+} // namespace margin_loss
+
+#endif

@@ -1,0 +1,152 @@
+// The margin, and what a row's statistics become: formulas of docs/math.md in double, for one row. Compiled for the device by every kernel
+// and for the host by host.cpp, against which `src/cuda/host.rs` holds src/margin.rs.
+#ifndef MARGIN_LOSS_MARGIN_CUH
+#define MARGIN_LOSS_MARGIN_CUH
+
+#include <math.h>
+
+#include "params.h"
+
+#ifdef __CUDACC__
+#define MARGIN_LOSS_BOTH __host__ __device__ inline
+#else
+#define MARGIN_LOSS_BOTH inline
+#endif
+
+namespace margin_loss {
+
+constexpr double PI = 3.14159265358979323846;
+
+struct Target {
+    double psi;  // ψ
+    double dpsi; // ψ′ = ∂ψ/∂c
+};
+
+// sin and cos of an angle of at most some thousands: by π's multiples, which needs no table for huge arguments (and no local memory).
+MARGIN_LOSS_BOTH void sin_cos(double angle, double *sine, double *cosine) {
+#ifdef __CUDA_ARCH__
+    sincospi(angle / PI, sine, cosine);
+#else
+    *sine = sin(angle);
+    *cosine = cos(angle);
+#endif
+}
+
+// ψ and ψ′ of a raw cosine: eqs. (6) to (9), Table 1.
+MARGIN_LOSS_BOTH Target target(const MarginLossRule &rule, double cosine, double angular, double additive, bool hard,
+                               double sin_floor) {
+    double gate = rule.gate == MARGIN_LOSS_GATE_POSITIVES || (rule.gate == MARGIN_LOSS_GATE_HARD_POSITIVES && hard) ? 1.0 : 0.0;
+    double difficulty = (1.0 - cosine) / 2.0;                // d_I, eq. (7)
+    double slope = rule.instance_strength * gate * angular;  // λ·gate·A_y
+    double a = angular + slope * difficulty;                 // eqs. (8), (9)
+    if (rule.m1 == 1.0 && angular == 0.0) {
+        // φ = θ: left to arccos, ψ′ = sin θ / max(sin θ, √ε) would lose its 1 at the poles.
+        return {cosine - additive, 1.0};
+    }
+    double phi = rule.m1 * acos(cosine) + a;
+    double sign = 1.0, offset = 0.0;
+    if (rule.angle_range == MARGIN_LOSS_MONOTONE) {
+        double k = floor(phi / PI);
+        sign = k - 2.0 * floor(k / 2.0) == 0.0 ? 1.0 : -1.0;
+        offset = -2.0 * k;
+    }
+    double sin_phi, cos_phi;
+    sin_cos(phi, &sin_phi, &cos_phi);
+    double squared = (1.0 - cosine) * (1.0 + cosine);
+    double sin_theta = squared > 0.0 ? sqrt(squared) : 0.0;
+    double through_angle = rule.m1 / (sin_theta > sin_floor ? sin_theta : sin_floor);
+    double dpsi = 1.0;
+    if (rule.gradient == MARGIN_LOSS_EXACT) {
+        dpsi = sign * sin_phi * (through_angle + slope / 2.0);
+    } else if (rule.gradient == MARGIN_LOSS_DETACH_DIFFICULTY) {
+        dpsi = sign * sin_phi * through_angle;
+    }
+    return {sign * cos_phi + offset - additive, dpsi};
+}
+
+// ln(1 + e^x)
+MARGIN_LOSS_BOTH double softplus(double x) {
+    double positive = x > 0.0 ? x : x == x ? 0.0 : x; // NaN stays
+    return positive + log1p(exp(-fabs(x)));
+}
+
+// 1 / (1 + e^−x)
+MARGIN_LOSS_BOTH double sigmoid(double x) {
+    double e = exp(-fabs(x));
+    return x >= 0.0 ? 1.0 / (1.0 + e) : e / (1.0 + e);
+}
+
+// A row over the classes: maximum and sums over non-targets, the best class of all, the target's cosine.
+template <class T>
+struct Statistics {
+    T max;      // max z·log₂e
+    T sum;      // Σ 2^(z·log₂e − max)
+    T weighted; // Σ 2^(z·log₂e − max)·c
+    T total;    // Σ c
+    T best;     // max c, the target included
+    T target;   // c_iy, 0 until it is met
+    long long best_class;
+};
+
+template <class T>
+MARGIN_LOSS_BOTH Statistics<T> no_statistics() {
+    return {T(-INFINITY), T(0), T(0), T(0), T(-INFINITY), T(0), 0};
+}
+
+// Adds the statistics of other classes. A maximum of −∞ means no non-target (sum 0) or NaN: (−∞) − (−∞) is not to be formed.
+template <class T>
+MARGIN_LOSS_BOTH void merge(Statistics<T> &into, const Statistics<T> &other) {
+    if (other.max > into.max) {
+        T factor = exp2(into.max - other.max);
+        into.sum = into.sum * factor + other.sum;
+        into.weighted = into.weighted * factor + other.weighted;
+        into.max = other.max;
+    } else {
+        T factor = other.max == T(-INFINITY) ? T(1) : exp2(other.max - into.max);
+        into.sum += other.sum * factor;
+        into.weighted += other.weighted * factor;
+    }
+    into.total += other.total;
+    into.target += other.target;
+    if (other.best > into.best || (other.best == into.best && other.best_class < into.best_class)) {
+        into.best = other.best;
+        into.best_class = other.best_class;
+    }
+}
+
+// A row's loss and what its gradient takes, all before the upstream gradient, the reduction and the scale.
+struct Finished {
+    double loss;   // ℓ, unweighted
+    double dpsi;   // ψ′
+    double others; // what 2^(z·log₂e − max) is multiplied by in q_ij, j ≠ y: sigmoid(δ) / sum
+    double target; // q_iy·ψ′
+    double dot;    // Σ_j of q_ij·c_ij, the target's with ψ′
+};
+
+// Spec steps 2 to 5 and 8. `scale` is s as the logits had it, in their type.
+template <class T>
+MARGIN_LOSS_BOTH Finished finish(const MarginLossOptions &options, const Statistics<T> &row, double scale, double classes,
+                                 double angular, double additive, double prior, bool hard) {
+    constexpr double LN_2 = 0.693147180559945309417;
+    double cosine = row.target, max = row.max, sum = row.sum;
+    Target margin = target(options.rule, cosine, angular, additive, hard, options.sin_floor);
+    double z_y = scale * margin.psi + prior;
+    double delta = LN_2 * max + log(sum) - z_y; // −∞ for C = 1
+    double away = sigmoid(delta);               // 1 − p_y, with no subtraction
+    double alpha = options.label_smoothing, uniform = alpha / classes;
+    Finished out;
+    out.loss = softplus(delta); // eqs. (5), (10), (11)
+    if (alpha > 0.0) {
+        double others = scale * double(row.total) + (options.prior_sum - prior);
+        out.loss += alpha * (z_y - (others + z_y) / classes);
+    }
+    out.dpsi = margin.dpsi;
+    out.others = sum == 0.0 ? 0.0 : away / sum; // C = 1 has no other class
+    out.target = margin.dpsi * (alpha - uniform - away);
+    out.dot = out.others * double(row.weighted) - uniform * double(row.total) + out.target * cosine;
+    return out;
+}
+
+} // namespace margin_loss
+
+#endif

@@ -1,0 +1,121 @@
+// What the host hands to the kernels: plain C, read by nvcc and by bindgen (src/cuda/params.rs), so that the two cannot drift apart.
+#ifndef MARGIN_LOSS_PARAMS_H
+#define MARGIN_LOSS_PARAMS_H
+
+// Rows, classes or dimensions in a tile, and threads in a block.
+#define MARGIN_LOSS_TILE 64
+#define MARGIN_LOSS_THREADS 128
+
+// Bytes of what the host makes room for, by the type of accumulation: RowState, Norm, Statistics.
+#define MARGIN_LOSS_ROW_STATE_F32 40
+#define MARGIN_LOSS_ROW_STATE_F64 64
+#define MARGIN_LOSS_NORM_F32 8
+#define MARGIN_LOSS_NORM_F64 16
+#define MARGIN_LOSS_STATISTICS_F32 32
+#define MARGIN_LOSS_STATISTICS_F64 56
+
+// InstanceGate
+#define MARGIN_LOSS_GATE_OFF 0
+#define MARGIN_LOSS_GATE_POSITIVES 1
+#define MARGIN_LOSS_GATE_HARD_POSITIVES 2
+
+// AngleRange
+#define MARGIN_LOSS_WRAP 0
+#define MARGIN_LOSS_MONOTONE 1
+
+// TargetGradient
+#define MARGIN_LOSS_EXACT 0
+#define MARGIN_LOSS_DETACH_DIFFICULTY 1
+#define MARGIN_LOSS_STRAIGHT_THROUGH 2
+
+// Reduction
+#define MARGIN_LOSS_REDUCE_NONE 0
+#define MARGIN_LOSS_REDUCE_SUM 1
+#define MARGIN_LOSS_REDUCE_MEAN 2
+#define MARGIN_LOSS_REDUCE_WEIGHTED_MEAN 3
+
+// The dtype of the sample weights
+#define MARGIN_LOSS_NO_WEIGHTS 0
+#define MARGIN_LOSS_F16 1
+#define MARGIN_LOSS_BF16 2
+#define MARGIN_LOSS_F32 3
+#define MARGIN_LOSS_F64 4
+
+// What of the margin does not depend on the sample.
+struct MarginLossRule {
+    double m1;
+    double instance_strength; // λ
+    int gate;
+    int angle_range;
+    int gradient;
+    int unused;
+};
+
+// What of the loss does not depend on the batch.
+struct MarginLossOptions {
+    struct MarginLossRule rule;
+    double scale;           // s
+    double label_smoothing; // α
+    double prior_sum;       // Σ b_j
+    double sin_floor;       // √ε of the type of accumulation
+    long long ignore_index;
+    int has_ignore_index;
+    int reduction;
+    const double *angular;  // A, (C)
+    const double *additive; // B, (C)
+    const double *prior;    // b, (C), or null for all 0
+    const double *weights;  // ω, (C), or null for all 1
+};
+
+// A call's tensors and memory. X, W, dX, dW have element types of their own; T is the type of accumulation, float or double.
+struct MarginLossCall {
+    struct MarginLossOptions options;
+    long long n, c, d;
+
+    const void *x;            // X (N, D)
+    const void *w;            // W (C, D)
+    const void *labels;       // y (N)
+    const void *sample_weights; // (N), or null
+    long long x_stride, w_stride, label_stride, sample_weight_stride; // in elements
+    int labels_are_wide;      // i64, else u32
+    int sample_weight_type;
+
+    void *loss;               // T, a scalar; null where nothing is reduced
+    void *per_sample;         // T (N)
+    unsigned int *predicted;  // (N)
+    unsigned char *hard;      // (N)
+    void *target_cosine;      // T (N)
+    void *dx;                 // dX (N, D), contiguous, or null
+    void *dw;                 // dW (C, D), contiguous, or null
+
+    // Kept between forward and backward.
+    void *rows;               // RowState<T> (N)
+    void *class_norms;        // Norm<T> (C)
+    double *factor;           // what the reduction multiplies by, a scalar
+    const void *upstream;     // T (N): ∂L/∂ℓ of each row, or null for 1
+    unsigned long long *bad_row; // 1 + the first row whose label or weight cannot be; 0 for none
+
+    // Workspace.
+    unsigned int *arrivals;   // zeroed counters of stream_forward: all, then one a row tile
+    void *partials;           // Statistics<T> (splits, N)
+    long long splits;
+};
+
+// One chunk of the backward pass: rows [row0, row0 + rows) and classes [class0, class0 + classes), both starts multiples of the tile.
+struct MarginLossChunk {
+    long long row0, rows;
+    long long class0, classes;
+    void *g;                  // T (rows, stride): ∂L/∂c
+    long long stride;         // classes, rounded up to the tile
+    void *class_dots;         // T (row tiles of the whole batch, stride): Σ g·c over a row tile; null where dW is not wanted
+    void *partial_sums;       // T (tiles, splits, TILE·TILE)
+    unsigned int *arrivals;   // zeroed counters, one a tile that is split
+    void *dx_sums;            // T (rows, D): sums over the chunks so far; dX itself where its type is T
+    void *dw_sums;            // T (classes, D): as dx_sums
+    long long dx_splits, dw_splits;
+    int dx, dw;               // whether dX and dW are wanted of this chunk
+    int first_classes, last_classes; // of the chunks that add up to these rows' dX
+    int first_rows, last_rows;       // of the chunks that add up to these classes' dW
+};
+
+#endif

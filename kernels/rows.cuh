@@ -1,0 +1,311 @@
+// A tile of cosines, and its rows: norms found in the same pass as the products, statistics, and what they become.
+#ifndef MARGIN_LOSS_ROWS_CUH
+#define MARGIN_LOSS_ROWS_CUH
+
+#include "tile.cuh"
+
+namespace margin_loss {
+
+// A row of X or W as x̂ = (x·scale)·|inverse|. `scale` is a power of two, and 1 but for rows whose squares are beyond T; a negative
+// inverse says that the row is shorter than 1e-12: it is divided by that, and its gradient has no projection.
+template <class T>
+struct Norm {
+    T scale, inverse;
+
+    __device__ bool projects() const { return !(inverse < T(0)); }
+    __device__ T magnitude() const { return inverse < T(0) ? -inverse : inverse; }
+};
+
+// What backward takes of a row.
+template <class T>
+struct RowState {
+    Norm<T> norm;
+    T max;         // of z·log₂e over non-targets
+    T others;      // Finished::others
+    T target;      // Finished::target
+    T dot;         // Finished::dot
+    double weight; // ω_y times the sample weight
+    int label;     // y, or one of the below
+    int unused;
+};
+
+static_assert(sizeof(RowState<float>) == MARGIN_LOSS_ROW_STATE_F32 && sizeof(RowState<double>) == MARGIN_LOSS_ROW_STATE_F64, "RowState");
+static_assert(sizeof(Norm<float>) == MARGIN_LOSS_NORM_F32 && sizeof(Norm<double>) == MARGIN_LOSS_NORM_F64, "Norm");
+static_assert(sizeof(Statistics<float>) == MARGIN_LOSS_STATISTICS_F32 && sizeof(Statistics<double>) == MARGIN_LOSS_STATISTICS_F64, "Statistics");
+
+// The label is the ignore index; the label is no class; the sample weight is negative or not finite.
+constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
+
+constexpr double SHORTEST = 1e-12;
+constexpr double LOG2_E = 1.44269504088896340736;
+
+template <class X, class W>
+struct Types {
+    using T = typename AccumulatorOf<X>::Type;
+};
+
+// y, IGNORED or BAD_LABEL
+__device__ inline int label_of(const MarginLossCall &call, i64 row) {
+    i64 at = row * call.label_stride;
+    i64 label = call.labels_are_wide ? static_cast<const i64 *>(call.labels)[at]
+                                     : i64(static_cast<const unsigned int *>(call.labels)[at]);
+    if (call.options.has_ignore_index && label == call.options.ignore_index) return IGNORED;
+    return label >= 0 && label < call.c ? int(label) : BAD_LABEL;
+}
+
+// The sample weight, 1 where there are none.
+__device__ inline double sample_weight_of(const MarginLossCall &call, i64 row) {
+    i64 at = row * call.sample_weight_stride;
+    switch (call.sample_weight_type) {
+    case MARGIN_LOSS_F16: return widen(static_cast<const __half *>(call.sample_weights)[at]);
+    case MARGIN_LOSS_BF16: return widen(static_cast<const __nv_bfloat16 *>(call.sample_weights)[at]);
+    case MARGIN_LOSS_F32: return static_cast<const float *>(call.sample_weights)[at];
+    case MARGIN_LOSS_F64: return static_cast<const double *>(call.sample_weights)[at];
+    default: return 1.0;
+    }
+}
+
+// z·log₂e = scale2·c + prior2
+template <class T>
+__device__ inline T scale2(const MarginLossOptions &options) {
+    return T(options.scale * LOG2_E);
+}
+
+// What the blocks of every kernel with logits share: a row tile, a class tile, and their cosines.
+template <class X, class W>
+struct CosineTile {
+    using T = typename Types<X, W>::T;
+
+    union {
+        Stages<T> stages;
+        // Two more than a tile: lanes that walk along two halves of neighbouring rows meet no bank twice.
+        T cosines[TILE][TILE + 2];
+    };
+    Norm<T> row_norms[TILE], class_norms[TILE];
+    T squares[2][2][TILE]; // of rows and of classes, by the two halves of each step
+    T prior2[TILE];
+    int labels[TILE];
+
+    // Labels of the rows that start at row0; BAD_LABEL beyond the last. Needs a barrier before they are read.
+    __device__ void load_labels(const MarginLossCall &call, i64 row0) {
+        int r = threadIdx.x;
+        if (r < TILE) labels[r] = row0 + r < call.n ? label_of(call, row0 + r) : BAD_LABEL;
+    }
+
+    __device__ void load_prior(const MarginLossCall &call, i64 class0) {
+        int j = threadIdx.x;
+        if (j < TILE) {
+            bool there = call.options.prior != nullptr && class0 + j < call.c;
+            prior2[j] = there ? T(call.options.prior[class0 + j] * LOG2_E) : T(0);
+        }
+    }
+
+    // This thread's row of X; null for one that is not there or does not count, whose content then reaches nothing.
+    __device__ const X *x_row(const MarginLossCall &call, i64 row0) const {
+        int r = threadIdx.x % TILE;
+        return labels[r] >= 0 ? static_cast<const X *>(call.x) + (row0 + r) * call.x_stride : nullptr;
+    }
+
+    __device__ const W *w_row(const MarginLossCall &call, i64 class0) const {
+        i64 j = class0 + threadIdx.x % TILE;
+        return j < call.c ? static_cast<const W *>(call.w) + j * call.w_stride : nullptr;
+    }
+
+    // acc = (X·row scales)·(W·class scales)ᵀ. With SQUARES, `squares` too. Ends with a barrier.
+    template <bool SQUARES>
+    __device__ void multiply(const MarginLossCall &call, i64 row0, i64 class0, T row_scale, T class_scale, Accumulators<T> &acc) {
+        const X *x = static_cast<const X *>(call.x);
+        const W *w = static_cast<const W *>(call.w);
+        AlongK<T, X, SQUARES> a(x_row(call, row0), call.d, rows_aligned(x, call.x_stride), row_scale);
+        AlongK<T, W, SQUARES> b(w_row(call, class0), call.d, rows_aligned(w, call.w_stride), class_scale);
+        acc.clear();
+        add_product(acc, a, b, call.d, stages);
+        if (SQUARES) {
+            squares[0][a.part()][a.lane()] = a.squares;
+            squares[1][b.part()][b.lane()] = b.squares;
+        }
+        __syncthreads();
+    }
+
+    // The norm that this thread's sum of squares (threads below TILE: of rows, others: of classes) makes under `scale`.
+    __device__ Norm<T> norm_of(T scale) const {
+        int of = threadIdx.x / TILE, r = threadIdx.x % TILE;
+        T norm = sqrt(squares[of][0][r] + squares[of][1][r]);
+        if (!(norm < T(INFINITY))) return {T(1), T(NAN)};
+        T shortest = T(SHORTEST) * scale;
+        return norm < shortest ? Norm<T>{scale, -T(1) / shortest} : Norm<T>{scale, T(1) / norm};
+    }
+
+    // Products and both norms. Rows whose squares are neither near overflow nor near underflow take no scale, and a tile of such rows and
+    // classes one product; another tile is multiplied again under powers of two. What a row's scale and norm are depends on the row alone.
+    __device__ void multiply_and_norm(const MarginLossCall &call, i64 row0, i64 class0, Accumulators<T> &acc) {
+        constexpr T LEAST = T(8.673617379884035e-19), MOST = T(1.329227995784916e36); // 2^-60, 2^120
+        multiply<true>(call, row0, class0, T(1), T(1), acc);
+        int of = threadIdx.x / TILE, r = threadIdx.x % TILE;
+        bool there = of == 0 ? labels[r] >= 0 : class0 + r < call.c;
+        T square = squares[of][0][r] + squares[of][1][r];
+        bool plain = !there || (square >= LEAST && square <= MOST);
+        Norm<T> &own = of == 0 ? row_norms[r] : class_norms[r];
+        own = there ? norm_of(T(1)) : Norm<T>{T(1), T(0)};
+        if (!__syncthreads_or(!plain)) return;
+
+        if (!plain) own.scale = T(0); // to be found
+        __syncthreads();
+        for (int at = threadIdx.x / 32; at < 2 * TILE; at += THREADS / 32) {
+            Norm<T> &norm = at < TILE ? row_norms[at] : class_norms[at - TILE];
+            if (norm.scale != T(0)) continue;
+            T largest = T(0);
+            for (i64 k = threadIdx.x % 32; k < call.d; k += 32) {
+                T v = at < TILE ? T(widen(static_cast<const X *>(call.x)[(row0 + at) * call.x_stride + k]))
+                                : T(widen(static_cast<const W *>(call.w)[(class0 + at - TILE) * call.w_stride + k]));
+                v = fabs(v);
+                if (v > largest) largest = v;
+            }
+            for (int offset = 16; offset > 0; offset /= 2) {
+                T other = __shfl_xor_sync(~0u, largest, offset);
+                if (other > largest) largest = other;
+            }
+            // At 2^-60 and below a row is shorter than SHORTEST whatever its norm.
+            int exponent = largest > T(0) && largest < T(INFINITY) ? ilogb(largest) : 0;
+            if (threadIdx.x % 32 == 0) norm.scale = scalbn(T(1), -(exponent < -60 ? -60 : exponent));
+        }
+        __syncthreads();
+        T row_scale = row_norms[r].scale, class_scale = class_norms[r].scale;
+        multiply<true>(call, row0, class0, row_scale, class_scale, acc);
+        if (there) own = norm_of(own.scale);
+        __syncthreads();
+    }
+
+    // The cosine of an accumulator, clamped to [−1, 1]; NaN stays.
+    __device__ T cosine(const Accumulators<T> &acc, int m, int n) const {
+        T c = acc.at[m][n] * row_norms[acc.row() + m].magnitude() * class_norms[acc.column() + n].magnitude();
+        return c > T(1) ? T(1) : c < T(-1) ? T(-1) : c;
+    }
+
+    // Leaves the cosines in shared memory, where the stages were. Ends with a barrier.
+    __device__ void keep(const Accumulators<T> &acc) {
+#pragma unroll
+        for (int m = 0; m < ROWS_A_THREAD; m++)
+#pragma unroll
+            for (int n = 0; n < COLUMNS_A_THREAD; n++) cosines[acc.row() + m][acc.column() + n] = cosine(acc, m, n);
+        __syncthreads();
+    }
+
+    // Adds the tile to the statistics of this thread's half row: row threadIdx / 2, every other class.
+    __device__ void add_statistics(const MarginLossCall &call, i64 class0, Statistics<T> &row) const {
+        int r = threadIdx.x / 2, first = threadIdx.x % 2;
+        int classes = int(call.c - class0 < TILE ? call.c - class0 : TILE);
+        int target = labels[r] >= 0 ? int(labels[r] - class0 >= 0 && labels[r] - class0 < TILE ? labels[r] - class0 : -1) : -1;
+        T scale = scale2<T>(call.options);
+        Statistics<T> tile = no_statistics<T>();
+        for (int j = first; j < classes; j += 2) {
+            T c = cosines[r][j];
+            if (c > tile.best) tile.best = c, tile.best_class = class0 + j;
+            if (j == target) {
+                tile.target = c;
+            } else {
+                T z = fma(scale, c, prior2[j]);
+                if (z > tile.max) tile.max = z;
+                tile.total += c;
+            }
+        }
+        for (int j = first; j < classes; j += 2) {
+            if (j == target) continue;
+            T c = cosines[r][j];
+            // With a maximum of −∞ every z is NaN, and stays so.
+            T e = exp2(fma(scale, c, prior2[j]) - tile.max);
+            tile.sum += e;
+            tile.weighted = fma(e, c, tile.weighted);
+        }
+        merge(row, tile);
+    }
+};
+
+// The statistics of two neighbouring lanes, of the lower one's classes and the upper one's, in both.
+template <class T>
+__device__ inline Statistics<T> merge_halves(const Statistics<T> &own) {
+    Statistics<T> other;
+    other.max = __shfl_xor_sync(~0u, own.max, 1);
+    other.sum = __shfl_xor_sync(~0u, own.sum, 1);
+    other.weighted = __shfl_xor_sync(~0u, own.weighted, 1);
+    other.total = __shfl_xor_sync(~0u, own.total, 1);
+    other.best = __shfl_xor_sync(~0u, own.best, 1);
+    other.target = __shfl_xor_sync(~0u, own.target, 1);
+    other.best_class = __shfl_xor_sync(~0u, own.best_class, 1);
+    bool lower = threadIdx.x % 2 == 0;
+    Statistics<T> row = lower ? own : other;
+    merge(row, lower ? other : own);
+    return row;
+}
+
+// A row's outputs and its state for backward, from its statistics over all classes.
+template <class T>
+__device__ inline void finish_row(const MarginLossCall &call, i64 row, int label, const Norm<T> &norm, const Statistics<T> &statistics) {
+    const MarginLossOptions &options = call.options;
+    T per_sample = T(0), target_cosine = T(0);
+    unsigned int predicted = 0xffffffffu;
+    bool hard = false;
+    RowState<T> state = {norm, T(0), T(0), T(0), T(0), 0.0, label, 0};
+    if (label >= 0) {
+        predicted = static_cast<unsigned int>(statistics.best_class);
+        hard = statistics.best_class != label; // eq. (9)
+        target_cosine = statistics.target;
+        double prior = options.prior != nullptr ? options.prior[label] : 0.0;
+        double scale = double(scale2<T>(options)) / LOG2_E;
+        Finished f = finish(options, statistics, scale, double(call.c), options.angular[label], options.additive[label], prior, hard);
+        double sample_weight = sample_weight_of(call, row);
+        if (!(sample_weight >= 0.0 && sample_weight < INFINITY)) {
+            state.label = BAD_WEIGHT;
+        } else {
+            state.weight = sample_weight * (options.weights != nullptr ? options.weights[label] : 1.0);
+            per_sample = T(state.weight * f.loss);
+            state.max = statistics.max;
+            state.others = T(f.others), state.target = T(f.target), state.dot = T(f.dot);
+        }
+    }
+    if (state.label == BAD_LABEL || state.label == BAD_WEIGHT) per_sample = target_cosine = T(NAN);
+    static_cast<T *>(call.per_sample)[row] = per_sample;
+    static_cast<T *>(call.target_cosine)[row] = target_cosine;
+    call.predicted[row] = predicted;
+    call.hard[row] = hard;
+    static_cast<RowState<T> *>(call.rows)[row] = state;
+}
+
+// Spec step 7, by one block: the sum of the rows' losses, what the reduction divides by, and the first row that cannot be.
+template <class T>
+__device__ inline void reduce_rows(const MarginLossCall &call) {
+    const RowState<T> *rows = static_cast<const RowState<T> *>(call.rows);
+    const T *losses = static_cast<const T *>(call.per_sample);
+    double loss = 0.0, count = 0.0, weight = 0.0;
+    double first_bad = double(call.n);
+    for (i64 i = threadIdx.x; i < call.n; i += THREADS) {
+        loss += losses[i];
+        if (rows[i].label != IGNORED) count += 1.0, weight += rows[i].weight;
+        if (rows[i].label < IGNORED && double(i) < first_bad) first_bad = double(i);
+    }
+    loss = block_sum(loss), count = block_sum(count), weight = block_sum(weight);
+    __shared__ double bad[THREADS];
+    bad[threadIdx.x] = first_bad;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int t = 1; t < THREADS; t++) first_bad = bad[t] < first_bad ? bad[t] : first_bad;
+    double denominator = call.options.reduction == MARGIN_LOSS_REDUCE_MEAN            ? count
+                         : call.options.reduction == MARGIN_LOSS_REDUCE_WEIGHTED_MEAN ? weight
+                                                                                      : 1.0;
+    // Nothing left: 0, not NaN.
+    double factor = denominator == 0.0 ? 0.0 : 1.0 / denominator;
+    *call.factor = factor;
+    if (call.loss != nullptr) *static_cast<T *>(call.loss) = T(loss * factor);
+    *call.bad_row = first_bad < double(call.n) ? static_cast<unsigned long long>(first_bad) + 1 : 0;
+}
+
+// (∂L/∂ℓ)·ω·s of a row: what its q_ij are multiplied by.
+template <class T>
+__device__ inline double coefficient(const MarginLossCall &call, i64 row, const RowState<T> &state) {
+    double upstream = call.upstream != nullptr ? double(static_cast<const T *>(call.upstream)[row]) : 1.0;
+    return upstream * *call.factor * state.weight * call.options.scale;
+}
+
+} // namespace margin_loss
+
+#endif

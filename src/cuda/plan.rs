@@ -1,0 +1,294 @@
+//! How a problem is cut into launches: pure functions of its sizes, types, the device's limits and the budget.
+
+use std::ops::Range;
+
+use super::params;
+
+pub(super) const TILE: usize = params::MARGIN_LOSS_TILE as usize;
+pub(super) const THREADS: u32 = params::MARGIN_LOSS_THREADS;
+/// k of one step of a product: `STEP` in tile.cuh.
+const STEP: usize = 16;
+/// A split of a sum has at least this many steps: with fewer, its first loads and its partial sums are most of its time.
+const LEAST_STEPS: usize = 16;
+/// Blocks that one multiprocessor is to have: two hide each other's barriers.
+const BLOCKS_A_MULTIPROCESSOR: usize = 2;
+
+/// What of a device a plan depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub multiprocessors: usize,
+}
+
+/// A problem's sizes in rows, classes, dimensions and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub n: usize,
+    pub c: usize,
+    pub d: usize,
+    /// Bytes of an element of X, of W, and of what is added up: 4, or 8 for f64.
+    pub x: usize,
+    pub w: usize,
+    pub sum: usize,
+}
+
+impl Sizes {
+    fn row_tiles(&self) -> usize {
+        self.n.div_ceil(TILE)
+    }
+}
+
+/// stream_forward: a block for every row tile and split of the class tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Forward {
+    pub row_tiles: usize,
+    pub splits: usize,
+}
+
+impl Forward {
+    pub fn new(sizes: &Sizes, limits: &Limits) -> Self {
+        let row_tiles = sizes.row_tiles();
+        let wanted = BLOCKS_A_MULTIPROCESSOR * limits.multiprocessors / row_tiles.max(1);
+        Self { row_tiles, splits: wanted.clamp(1, sizes.c.div_ceil(TILE)) }
+    }
+}
+
+/// One pair of launches: g of these rows and classes, and what it adds to the gradients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub rows: Range<usize>,
+    pub classes: Range<usize>,
+    pub dx: bool,
+    pub dw: bool,
+    pub dx_splits: usize,
+    pub dw_splits: usize,
+}
+
+/// The backward pass: chunks in the order they are to be launched in, and the memory that one of them needs at most, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Backward {
+    pub chunks: Vec<Chunk>,
+    pub g: usize,
+    pub class_dots: usize,
+    pub partial_sums: usize,
+    pub dx_sums: usize,
+    pub dw_sums: usize,
+    /// Tiles that are split, at most
+    pub arrivals: usize,
+}
+
+impl Backward {
+    /// All of g at once where it fits; else chunks of classes with all rows, if dX can be summed over them; else chunks of classes for dW,
+    /// and chunks of rows for dX: two more products, but each gradient is whole after one chunk, or a few.
+    pub fn new(sizes: &Sizes, limits: &Limits, budget: usize, dx: bool, dw: bool) -> Self {
+        let &Sizes { n, c, d, sum, .. } = sizes;
+        let mut plan = Self::default();
+        if n == 0 || !(dx || dw) {
+            return plan;
+        }
+        let room = budget - budget / 4; // a quarter is for split sums
+        let dots = sum * sizes.row_tiles(); // of one class
+        let whole = pad(c) * (sum * n + if dw { dots } else { 0 }) <= room;
+        // dX of a half type is rounded once: chunks of classes need its sums beside it.
+        let dx_sums = if dx && sizes.x < sum { sum * n * d } else { 0 };
+        let classes = tiles_in(room.saturating_sub(dx_sums), sum * n + dots);
+        if whole {
+            plan.add(sizes, limits, budget, 0..n, 0..c, dx, dw);
+        } else if classes > 0 && (!dx || dx_sums <= room / 2) {
+            for classes in chunks(c, classes) {
+                plan.add(sizes, limits, budget, 0..n, classes, dx, dw);
+            }
+        } else {
+            if dw {
+                let dw_sums = if sizes.w < sum { sum * d } else { 0 };
+                let classes = match tiles_in(room, sum * n + dots) {
+                    0 => tiles_in(room, sum * 8 * TILE + dots + dw_sums).max(TILE),
+                    all_rows => all_rows,
+                };
+                let rest = room.saturating_sub(classes * (dots + dw_sums));
+                let rows = if classes * (sum * n + dots) <= room { n } else { tiles_in(rest, sum * classes).max(TILE) };
+                for classes in chunks(c, classes) {
+                    for rows in chunks(n, rows) {
+                        plan.add(sizes, limits, budget, rows, classes.clone(), false, true);
+                    }
+                }
+            }
+            if dx {
+                let dx_sums = if sizes.x < sum { sum * d } else { 0 };
+                let rows = match tiles_in(room, sum * pad(c)) {
+                    0 => tiles_in(room, sum * 8 * TILE + dx_sums).max(TILE),
+                    all_classes => all_classes,
+                };
+                let rest = room.saturating_sub(rows * dx_sums);
+                let classes = if rows * sum * pad(c) <= room { c } else { tiles_in(rest, sum * rows).max(TILE) };
+                for rows in chunks(n, rows) {
+                    for classes in chunks(c, classes) {
+                        plan.add(sizes, limits, budget, rows.clone(), classes, true, false);
+                    }
+                }
+            }
+        }
+        plan
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn add(
+        &mut self,
+        sizes: &Sizes,
+        limits: &Limits,
+        budget: usize,
+        rows: Range<usize>,
+        classes: Range<usize>,
+        dx: bool,
+        dw: bool,
+    ) {
+        let &Sizes { n, c, d, x, w, sum } = sizes;
+        let d_tiles = d.div_ceil(TILE);
+        let dw_tiles = if dw { classes.len().div_ceil(TILE) * d_tiles } else { 0 };
+        let dx_tiles = if dx { rows.len().div_ceil(TILE) * d_tiles } else { 0 };
+        let (dw_steps, dx_steps) = (rows.len().div_ceil(STEP), classes.len().div_ceil(STEP));
+        let blocks = BLOCKS_A_MULTIPROCESSOR * limits.multiprocessors;
+        let steps = ((dw_tiles * dw_steps + dx_tiles * dx_steps) / blocks).max(LEAST_STEPS);
+        let sums = TILE * TILE * sum;
+        // What is left of the quarter for split sums, each gradient half of it.
+        let splits = |tiles: usize, own: usize| {
+            let room = budget / 8 / (sums * tiles).max(1);
+            (own / steps).min(room).max(1)
+        };
+        let (dw_splits, dx_splits) = (splits(dw_tiles, dw_steps), splits(dx_tiles, dx_steps));
+        // Tiles that are not split have no partial sums and no counter.
+        let split = |tiles: usize, splits: usize| if splits > 1 { (tiles * splits * sums, tiles) } else { (0, 0) };
+        let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
+        self.partial_sums = self.partial_sums.max(dw_split.0 + dx_split.0);
+        self.arrivals = self.arrivals.max(dw_split.1 + dx_split.1);
+        let stride = pad(classes.len());
+        self.g = self.g.max(rows.len() * stride * sum);
+        if dw {
+            self.class_dots = self.class_dots.max(sizes.row_tiles() * stride * sum);
+        }
+        if dx && x < sum && classes.len() < c {
+            self.dx_sums = self.dx_sums.max(rows.len() * d * sum);
+        }
+        if dw && w < sum && rows.len() < n {
+            self.dw_sums = self.dw_sums.max(classes.len() * d * sum);
+        }
+        self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits });
+    }
+
+    /// All of it, each part rounded up as [`align`] does.
+    pub fn bytes(&self) -> usize {
+        [self.g, self.class_dots, self.partial_sums, self.dx_sums, self.dw_sums].into_iter().map(align).sum()
+    }
+}
+
+/// Rounded up to whole tiles.
+pub(super) fn pad(count: usize) -> usize {
+    count.next_multiple_of(TILE)
+}
+
+/// Rounded up so that what follows is aligned for every access.
+pub(super) fn align(bytes: usize) -> usize {
+    bytes.next_multiple_of(256)
+}
+
+/// The largest multiple of the tile that `room` bytes hold at `each` bytes; 0 if not one.
+fn tiles_in(room: usize, each: usize) -> usize {
+    room / each.max(1) / TILE * TILE
+}
+
+fn chunks(all: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..all).step_by(size).map(move |start| start..all.min(start + size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H100: Limits = Limits { multiprocessors: 132 };
+    const MIB: usize = 1 << 20;
+
+    fn sizes(n: usize, c: usize, d: usize, x: usize, w: usize) -> Sizes {
+        Sizes { n, c, d, x, w, sum: if x == 8 { 8 } else { 4 } }
+    }
+
+    /// Every element of either gradient gets every one of its terms once, in order, and the memory stays in the budget.
+    #[test]
+    fn chunks_cover_a_problem_within_the_budget() {
+        for (n, c, d) in [
+            (1, 1, 1),
+            (64, 64, 64),
+            (65, 63, 64),
+            (64, 100, 64),
+            (256, 1000, 2048),
+            (256, 8142, 2048),
+            (4096, 10_000, 512),
+            (100, 1_000_000, 64),
+            (1_000_000, 100, 64),
+            (300_000, 300_000, 128),
+            (70_000, 3, 2),
+        ] {
+            for (x, w) in [(8, 8), (4, 4), (2, 2), (2, 4)] {
+                for budget in [MIB, 16 * MIB, 256 * MIB] {
+                    for (dx, dw) in [(true, true), (true, false), (false, true)] {
+                        let sizes = sizes(n, c, d, x, w);
+                        let plan = Backward::new(&sizes, &H100, budget, dx, dw);
+                        check(&sizes, &plan, dx, dw);
+                        // A tile of class dots costs O(N); chunks of one tile are taken in any case.
+                        let least = sizes.sum * TILE * (TILE + sizes.row_tiles() + d);
+                        assert!(plan.bytes() <= budget + least, "{sizes:?} {budget}: {} bytes", plan.bytes());
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(sizes: &Sizes, plan: &Backward, dx: bool, dw: bool) {
+        // dX: for each range of rows, classes from 0 to C; dW: the same the other way around.
+        let mut rows_done = std::collections::BTreeMap::<(usize, usize), usize>::new();
+        let mut classes_done = std::collections::BTreeMap::<(usize, usize), usize>::new();
+        for chunk in &plan.chunks {
+            assert!(chunk.rows.start % TILE == 0 && chunk.classes.start % TILE == 0 && chunk.dx_splits > 0 && chunk.dw_splits > 0);
+            if chunk.dx {
+                let done = rows_done.entry((chunk.rows.start, chunk.rows.end)).or_default();
+                assert_eq!(*done, chunk.classes.start, "{sizes:?}");
+                *done = chunk.classes.end;
+            }
+            if chunk.dw {
+                let done = classes_done.entry((chunk.classes.start, chunk.classes.end)).or_default();
+                assert_eq!(*done, chunk.rows.start, "{sizes:?}");
+                *done = chunk.rows.end;
+            }
+        }
+        for (done, wanted, all, other) in [(rows_done, dx, sizes.n, sizes.c), (classes_done, dw, sizes.c, sizes.n)] {
+            let mut next = 0;
+            for ((start, end), sum) in done {
+                assert_eq!((start, sum), (next, other), "{sizes:?}");
+                next = end;
+            }
+            assert_eq!(next, if wanted { all } else { 0 }, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_of_usual_size_is_one_chunk() {
+        for (n, c, d) in [(64, 100, 64), (256, 1000, 2048), (256, 8142, 2048)] {
+            let plan = Backward::new(&sizes(n, c, d, 4, 4), &H100, 16 * MIB, true, true);
+            assert_eq!(plan.chunks.len(), 1);
+        }
+    }
+
+    #[test]
+    fn long_sums_over_few_tiles_are_split() {
+        let plan = Backward::new(&sizes(64, 30_000, 64, 4, 4), &H100, 16 * MIB, true, true);
+        let [chunk] = &plan.chunks[..] else { panic!("{plan:?}") };
+        assert!(chunk.dx_splits >= 16 && chunk.dw_splits == 1, "{chunk:?}");
+        assert!(plan.partial_sums <= 4 * MIB);
+    }
+
+    #[test]
+    fn the_forward_fills_the_device_and_no_more() {
+        let forward = |n, c| Forward::new(&sizes(n, c, 64, 4, 4), &H100);
+        assert_eq!(forward(64, 100), Forward { row_tiles: 1, splits: 2 });
+        assert_eq!(forward(256, 8142), Forward { row_tiles: 4, splits: 66 });
+        assert_eq!(forward(100_000, 8142), Forward { row_tiles: 1563, splits: 1 });
+    }
+}
