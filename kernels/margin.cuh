@@ -120,7 +120,7 @@ struct Finished {
     double dpsi;   // ψ′
     double others; // what 2^(z·log₂e − max) is multiplied by in q_ij, j ≠ y: sigmoid(δ) / sum
     double target; // q_iy·ψ′
-    double dot;    // Σ_j of q_ij·c_ij, the target's with ψ′
+    double dot;    // Σ of q_ij·c_ij over j ≠ y
 };
 
 // Spec steps 2 to 5 and 8. `scale` is s as the logits had it, in their type.
@@ -143,7 +143,7 @@ MARGIN_LOSS_BOTH Finished finish(const MarginLossOptions &options, const Statist
     out.dpsi = margin.dpsi;
     out.others = sum == 0.0 ? 0.0 : away / sum; // C = 1 has no other class
     out.target = margin.dpsi * (alpha - uniform - away);
-    out.dot = out.others * double(row.weighted) - uniform * double(row.total) + out.target * cosine;
+    out.dot = out.others * double(row.weighted) - uniform * double(row.total);
     return out;
 }
 

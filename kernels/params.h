@@ -8,7 +8,7 @@
 
 // Bytes of what the host makes room for, by the type of accumulation: RowState, Norm, Statistics.
 #define MARGIN_LOSS_ROW_STATE_F32 40
-#define MARGIN_LOSS_ROW_STATE_F64 64
+#define MARGIN_LOSS_ROW_STATE_F64 72
 #define MARGIN_LOSS_NORM_F32 8
 #define MARGIN_LOSS_NORM_F64 16
 #define MARGIN_LOSS_STATISTICS_F32 32
@@ -105,7 +105,8 @@ struct MarginLossCall {
 struct MarginLossChunk {
     long long row0, rows;
     long long class0, classes;
-    void *g;                  // T (rows, stride): ∂L/∂c
+    void *g_dx;               // G (rows, stride): ∂L/∂c as dX takes it, and
+    void *g_dw;               // as dW does; the same address where they do not differ; null where it is not wanted
     long long stride;         // classes, rounded up to the tile
     void *class_dots;         // T (row tiles of the whole batch, stride): Σ g·c over a row tile; null where dW is not wanted
     void *partial_sums;       // T (tiles, splits, TILE·TILE)

@@ -2,19 +2,9 @@
 #ifndef MARGIN_LOSS_ROWS_CUH
 #define MARGIN_LOSS_ROWS_CUH
 
-#include "tile.cuh"
+#include "mma.cuh"
 
 namespace margin_loss {
-
-// A row of X or W as x̂ = (x·scale)·|inverse|. `scale` is a power of two, and 1 but for rows whose squares are beyond T; a negative
-// inverse says that the row is shorter than 1e-12: it is divided by that, and its gradient has no projection.
-template <class T>
-struct Norm {
-    T scale, inverse;
-
-    __device__ bool projects() const { return !(inverse < T(0)); }
-    __device__ T magnitude() const { return inverse < T(0) ? -inverse : inverse; }
-};
 
 // What backward takes of a row.
 template <class T>
@@ -24,9 +14,9 @@ struct RowState {
     T others;      // Finished::others
     T target;      // Finished::target
     T dot;         // Finished::dot
-    double weight; // ω_y times the sample weight
+    T cosine;      // c_iy
     int label;     // y, or one of the below
-    int unused;
+    double weight; // ω_y times the sample weight
 };
 
 static_assert(sizeof(RowState<float>) == MARGIN_LOSS_ROW_STATE_F32 && sizeof(RowState<double>) == MARGIN_LOSS_ROW_STATE_F64, "RowState");
@@ -39,10 +29,29 @@ constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
 constexpr double SHORTEST = 1e-12;
 constexpr double LOG2_E = 1.44269504088896340736;
 
+// How the products of these element types are made. f16 has no room for g: its gradients are contracted in f32.
 template <class X, class W>
 struct Types {
     using T = typename AccumulatorOf<X>::Type;
+    using Logits = Fma<T>;
+    using Contract = Fma<T>;
 };
+template <>
+struct Types<__half, __half> {
+    using T = float;
+    using Logits = Mma<__half>;
+    using Contract = Fma<float>;
+};
+template <>
+struct Types<__nv_bfloat16, __nv_bfloat16> {
+    using T = float;
+    using Logits = Mma<__nv_bfloat16>;
+    using Contract = Mma<__nv_bfloat16>;
+};
+
+// Blocks that a multiprocessor is to have room for in registers.
+template <class X>
+constexpr int BLOCKS = sizeof(X) == 8 ? 2 : 3;
 
 // y, IGNORED or BAD_LABEL
 __device__ inline int label_of(const MarginLossCall &call, i64 row) {
@@ -71,18 +80,24 @@ __device__ inline T scale2(const MarginLossOptions &options) {
     return T(options.scale * LOG2_E);
 }
 
+// A tile of numbers between two ways of owning them. Two more than a tile: lanes that walk along two halves of neighbouring rows meet no
+// bank twice.
+template <class T>
+using Values = T[TILE][TILE + 2];
+
 // What the blocks of every kernel with logits share: a row tile, a class tile, and their cosines.
 template <class X, class W>
 struct CosineTile {
     using T = typename Types<X, W>::T;
+    using Engine = typename Types<X, W>::Logits;
+    using Sums = typename Engine::Sums;
 
     union {
-        Stages<T> stages;
-        // Two more than a tile: lanes that walk along two halves of neighbouring rows meet no bank twice.
-        T cosines[TILE][TILE + 2];
+        typename Engine::Stages stages;
+        Values<T> cosines;
     };
     Norm<T> row_norms[TILE], class_norms[TILE];
-    T squares[2][2][TILE]; // of rows and of classes, by the two halves of each step
+    T squares[2][2][TILE]; // of rows and of classes, in two parts
     T prior2[TILE];
     int labels[TILE];
 
@@ -90,6 +105,12 @@ struct CosineTile {
     __device__ void load_labels(const MarginLossCall &call, i64 row0) {
         int r = threadIdx.x;
         if (r < TILE) labels[r] = row0 + r < call.n ? label_of(call, row0 + r) : BAD_LABEL;
+    }
+
+    // The column of a row's target in the class tile; −1 where it is not there.
+    __device__ int target_in(i64 class0, int row) const {
+        i64 column = labels[row] - class0;
+        return labels[row] >= 0 && column >= 0 && column < TILE ? int(column) : -1;
     }
 
     __device__ void load_prior(const MarginLossCall &call, i64 class0) {
@@ -100,31 +121,15 @@ struct CosineTile {
         }
     }
 
-    // This thread's row of X; null for one that is not there or does not count, whose content then reaches nothing.
-    __device__ const X *x_row(const MarginLossCall &call, i64 row0) const {
-        int r = threadIdx.x % TILE;
-        return labels[r] >= 0 ? static_cast<const X *>(call.x) + (row0 + r) * call.x_stride : nullptr;
-    }
-
-    __device__ const W *w_row(const MarginLossCall &call, i64 class0) const {
-        i64 j = class0 + threadIdx.x % TILE;
-        return j < call.c ? static_cast<const W *>(call.w) + j * call.w_stride : nullptr;
-    }
-
-    // acc = (X·row scales)·(W·class scales)ᵀ. With SQUARES, `squares` too. Ends with a barrier.
+    // The products of a tile, scaled by the norms' scales if `scaled`; with SQUARES, `squares` too. Rows that do not count are not read:
+    // their content reaches nothing. Ends with a barrier.
     template <bool SQUARES>
-    __device__ void multiply(const MarginLossCall &call, i64 row0, i64 class0, T row_scale, T class_scale, Accumulators<T> &acc) {
-        const X *x = static_cast<const X *>(call.x);
-        const W *w = static_cast<const W *>(call.w);
-        AlongK<T, X, SQUARES> a(x_row(call, row0), call.d, rows_aligned(x, call.x_stride), row_scale);
-        AlongK<T, W, SQUARES> b(w_row(call, class0), call.d, rows_aligned(w, call.w_stride), class_scale);
-        acc.clear();
-        add_product(acc, a, b, call.d, stages);
-        if (SQUARES) {
-            squares[0][a.part()][a.lane()] = a.squares;
-            squares[1][b.part()][b.lane()] = b.squares;
-        }
-        __syncthreads();
+    __device__ void multiply(const MarginLossCall &call, i64 row0, i64 class0, bool scaled, Sums &acc) {
+        const X *x = static_cast<const X *>(call.x) + row0 * call.x_stride;
+        const W *w = static_cast<const W *>(call.w) + class0 * call.w_stride;
+        typename Engine::template AlongK<X> a(x, call.x_stride, call.n - row0, call.d, labels, scaled ? row_norms : nullptr);
+        typename Engine::template AlongK<W> b(w, call.w_stride, call.c - class0, call.d, nullptr, scaled ? class_norms : nullptr);
+        Engine::template multiply<SQUARES>(acc, a, b, call.d, stages, squares);
     }
 
     // The norm that this thread's sum of squares (threads below TILE: of rows, others: of classes) makes under `scale`.
@@ -138,9 +143,9 @@ struct CosineTile {
 
     // Products and both norms. Rows whose squares are neither near overflow nor near underflow take no scale, and a tile of such rows and
     // classes one product; another tile is multiplied again under powers of two. What a row's scale and norm are depends on the row alone.
-    __device__ void multiply_and_norm(const MarginLossCall &call, i64 row0, i64 class0, Accumulators<T> &acc) {
+    __device__ void multiply_and_norm(const MarginLossCall &call, i64 row0, i64 class0, Sums &acc) {
         constexpr T LEAST = T(8.673617379884035e-19), MOST = T(1.329227995784916e36); // 2^-60, 2^120
-        multiply<true>(call, row0, class0, T(1), T(1), acc);
+        multiply<true>(call, row0, class0, false, acc);
         int of = threadIdx.x / TILE, r = threadIdx.x % TILE;
         bool there = of == 0 ? labels[r] >= 0 : class0 + r < call.c;
         T square = squares[of][0][r] + squares[of][1][r];
@@ -170,36 +175,32 @@ struct CosineTile {
             if (threadIdx.x % 32 == 0) norm.scale = scalbn(T(1), -(exponent < -60 ? -60 : exponent));
         }
         __syncthreads();
-        T row_scale = row_norms[r].scale, class_scale = class_norms[r].scale;
-        multiply<true>(call, row0, class0, row_scale, class_scale, acc);
+        multiply<true>(call, row0, class0, true, acc);
         if (there) own = norm_of(own.scale);
         __syncthreads();
     }
 
-    // The cosine of an accumulator, clamped to [−1, 1]; NaN stays.
-    __device__ T cosine(const Accumulators<T> &acc, int m, int n) const {
-        T c = acc.at[m][n] * row_norms[acc.row() + m].magnitude() * class_norms[acc.column() + n].magnitude();
-        return c > T(1) ? T(1) : c < T(-1) ? T(-1) : c;
-    }
-
-    // Leaves the cosines in shared memory, where the stages were. Ends with a barrier.
-    __device__ void keep(const Accumulators<T> &acc) {
+    // Leaves the cosines, clamped to [−1, 1] (NaN stays), in `values`: in the tile itself, where the stages were, or elsewhere. Ends with a
+    // barrier.
+    __device__ void keep(const Sums &acc, Values<T> &values) const {
 #pragma unroll
-        for (int m = 0; m < ROWS_A_THREAD; m++)
-#pragma unroll
-            for (int n = 0; n < COLUMNS_A_THREAD; n++) cosines[acc.row() + m][acc.column() + n] = cosine(acc, m, n);
+        for (int e = 0; e < TILE * TILE / THREADS; e++) {
+            int row = acc.row(e), column = acc.column(e);
+            T c = acc.at[e] * row_norms[row].magnitude() * class_norms[column].magnitude();
+            values[row][column] = c > T(1) ? T(1) : c < T(-1) ? T(-1) : c;
+        }
         __syncthreads();
     }
 
     // Adds the tile to the statistics of this thread's half row: row threadIdx / 2, every other class.
-    __device__ void add_statistics(const MarginLossCall &call, i64 class0, Statistics<T> &row) const {
+    __device__ void add_statistics(const MarginLossCall &call, i64 class0, const Values<T> &values, Statistics<T> &row) const {
         int r = threadIdx.x / 2, first = threadIdx.x % 2;
         int classes = int(call.c - class0 < TILE ? call.c - class0 : TILE);
-        int target = labels[r] >= 0 ? int(labels[r] - class0 >= 0 && labels[r] - class0 < TILE ? labels[r] - class0 : -1) : -1;
+        int target = target_in(class0, r);
         T scale = scale2<T>(call.options);
         Statistics<T> tile = no_statistics<T>();
         for (int j = first; j < classes; j += 2) {
-            T c = cosines[r][j];
+            T c = values[r][j];
             if (c > tile.best) tile.best = c, tile.best_class = class0 + j;
             if (j == target) {
                 tile.target = c;
@@ -211,7 +212,7 @@ struct CosineTile {
         }
         for (int j = first; j < classes; j += 2) {
             if (j == target) continue;
-            T c = cosines[r][j];
+            T c = values[r][j];
             // With a maximum of −∞ every z is NaN, and stays so.
             T e = exp2(fma(scale, c, prior2[j]) - tile.max);
             tile.sum += e;
@@ -232,9 +233,17 @@ __device__ inline Statistics<T> merge_halves(const Statistics<T> &own) {
     other.best = __shfl_xor_sync(~0u, own.best, 1);
     other.target = __shfl_xor_sync(~0u, own.target, 1);
     other.best_class = __shfl_xor_sync(~0u, own.best_class, 1);
+    // The lower classes first. Value by value: a reference to one of two would put both into local memory.
     bool lower = threadIdx.x % 2 == 0;
-    Statistics<T> row = lower ? own : other;
-    merge(row, lower ? other : own);
+    auto exchange = [lower](auto &a, auto &b) {
+        auto first = lower ? a : b, second = lower ? b : a;
+        a = first, b = second;
+    };
+    Statistics<T> row = own;
+    exchange(row.max, other.max), exchange(row.sum, other.sum), exchange(row.weighted, other.weighted);
+    exchange(row.total, other.total), exchange(row.best, other.best), exchange(row.target, other.target);
+    exchange(row.best_class, other.best_class);
+    merge(row, other);
     return row;
 }
 
@@ -245,7 +254,7 @@ __device__ inline void finish_row(const MarginLossCall &call, i64 row, int label
     T per_sample = T(0), target_cosine = T(0);
     unsigned int predicted = 0xffffffffu;
     bool hard = false;
-    RowState<T> state = {norm, T(0), T(0), T(0), T(0), 0.0, label, 0};
+    RowState<T> state = {norm, T(0), T(0), T(0), T(0), T(0), label, 0.0};
     if (label >= 0) {
         predicted = static_cast<unsigned int>(statistics.best_class);
         hard = statistics.best_class != label; // eq. (9)
@@ -260,7 +269,7 @@ __device__ inline void finish_row(const MarginLossCall &call, i64 row, int label
             state.weight = sample_weight * (options.weights != nullptr ? options.weights[label] : 1.0);
             per_sample = T(state.weight * f.loss);
             state.max = statistics.max;
-            state.others = T(f.others), state.target = T(f.target), state.dot = T(f.dot);
+            state.others = T(f.others), state.target = T(f.target), state.dot = T(f.dot), state.cosine = statistics.target;
         }
     }
     if (state.label == BAD_LABEL || state.label == BAD_WEIGHT) per_sample = target_cosine = T(NAN);

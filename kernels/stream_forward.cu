@@ -24,13 +24,13 @@ __device__ void stream_forward(const MarginLossCall &call) {
     Statistics<T> row = no_statistics<T>();
     for (i64 class_tile = begin; class_tile < end; class_tile++) {
         i64 class0 = class_tile * TILE;
-        Accumulators<T> acc;
+        typename CosineTile<X, W>::Sums acc;
         tile.multiply_and_norm(call, row0, class0, acc);
         tile.load_prior(call, class0);
-        tile.keep(acc);
+        tile.keep(acc, tile.cosines);
         if (row_tile == 0 && threadIdx.x < TILE && class0 + threadIdx.x < call.c)
             static_cast<Norm<T> *>(call.class_norms)[class0 + threadIdx.x] = tile.class_norms[threadIdx.x];
-        tile.add_statistics(call, class0, row);
+        tile.add_statistics(call, class0, tile.cosines, row);
         __syncthreads(); // the next product overwrites the cosines
     }
     row = merge_halves(row);
@@ -53,7 +53,7 @@ __device__ void stream_forward(const MarginLossCall &call) {
 } // namespace margin_loss
 
 #define ENTRY(NAME, X, W)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS) stream_forward_##NAME(__grid_constant__ const MarginLossCall call) { \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<X>) stream_forward_##NAME(__grid_constant__ const MarginLossCall call) { \
         margin_loss::stream_forward<X, W>(call);                                                                     \
     }
 #include "entries.h"

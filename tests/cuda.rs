@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::{DType, Device};
-use common::{Inputs, Result, composed, distance, losses, size};
+use common::{Inputs, Result, composed, composed_where_it_is, distance, losses, size};
 
 #[test]
 fn the_composed_loss_is_the_same_on_cuda() -> Result<()> {
@@ -16,14 +16,9 @@ fn the_composed_loss_is_the_same_on_cuda() -> Result<()> {
     for (dtype, tolerance) in [(DType::F64, 50.0 * f64::EPSILON), (DType::F32, 50.0 * f64::from(f32::EPSILON))] {
         for (name, loss) in losses(c) {
             let inputs = Inputs::random(n, c, d, name.contains("ignore"), 11)?.with_sample_weights(12)?.to(dtype)?;
-            let on_gpu = Inputs {
-                x: inputs.x.to_device(&gpu)?,
-                w: inputs.w.to_device(&gpu)?,
-                y: inputs.y.to_device(&gpu)?,
-                sample_weights: inputs.sample_weights.as_ref().map(|s| s.to_device(&gpu)).transpose()?,
-            };
+            let on_gpu = inputs.on(&gpu)?;
             let expected = composed(&loss, &inputs, None)?;
-            let found = composed(&loss, &on_gpu, None).map_err(|error| format!("{name}: {error}"))?;
+            let found = composed_where_it_is(&loss, &on_gpu, None).map_err(|error| format!("{name}: {error}"))?;
             for ((what, a), (_, b)) in expected.parts().into_iter().zip(found.parts()) {
                 let off = distance(a, b);
                 assert!(

@@ -1,14 +1,18 @@
 //! Every bad input of the specification, and the text of its error.
 #![allow(missing_docs)]
 
-use candle_core::{DType, Device, Tensor};
+mod common;
+
+use candle_core::{DType, Tensor};
 use candle_margin_loss::{
     AngleRange, ClassCounts, ClassWeights, CosineClassifier, InstanceGate, LossSchedule, Margin, MarginLoss,
     MarginLossBuilder, Prior, TargetGradient,
 };
+use common::device;
 
 fn zeros(shape: &[usize], dtype: DType) -> Tensor {
-    Tensor::ones(shape, dtype, &Device::Cpu).unwrap()
+    // Candle's CUDA backend fills no empty tensor.
+    if shape.contains(&0) { Tensor::zeros(shape, dtype, &device()) } else { Tensor::ones(shape, dtype, &device()) }.unwrap()
 }
 
 /// The error of a call on a loss over 3 classes, without its backtrace.
@@ -65,23 +69,23 @@ fn tensors_that_do_not_fit() {
             "margin loss: sample weights must be f16, bf16, f32 or f64, not u32",
         ),
         (
-            call(&x, &w, &y, Some(&Tensor::new(&[1f32, f32::NAN], &Device::Cpu).unwrap())),
+            call(&x, &w, &y, Some(&Tensor::new(&[1f32, f32::NAN], &device()).unwrap())),
             "margin loss: the sample weight of row 1 must be finite and not negative, it is NaN",
         ),
         (
-            call(&x, &w, &y, Some(&Tensor::new(&[-1f32, 1.0], &Device::Cpu).unwrap())),
+            call(&x, &w, &y, Some(&Tensor::new(&[-1f32, 1.0], &device()).unwrap())),
             "margin loss: the sample weight of row 0 must be finite and not negative, it is -1",
         ),
         (
-            call(&x, &w, &Tensor::new(&[0u32, 3], &Device::Cpu).unwrap(), None),
+            call(&x, &w, &Tensor::new(&[0u32, 3], &device()).unwrap(), None),
             "margin loss: label 3 of row 1 is not in 0..3",
         ),
         (
-            call(&x, &w, &Tensor::new(&[-1i64, 2], &Device::Cpu).unwrap(), None),
+            call(&x, &w, &Tensor::new(&[-1i64, 2], &device()).unwrap(), None),
             "margin loss: label -1 of row 0 is not in 0..3",
         ),
         (
-            call(&x, &w, &Tensor::new(&[0i64, i64::MAX], &Device::Cpu).unwrap(), None),
+            call(&x, &w, &Tensor::new(&[0i64, i64::MAX], &device()).unwrap(), None),
             "margin loss: label 9223372036854775807 of row 1 is not in 0..3",
         ),
     ];
@@ -93,7 +97,7 @@ fn tensors_that_do_not_fit() {
 #[test]
 fn the_ignore_index_is_named_beside_a_bad_label() {
     let loss = MarginLoss::builder(3).ignore_index(-100).build().unwrap();
-    let labels = Tensor::new(&[-100i64, -1], &Device::Cpu).unwrap();
+    let labels = Tensor::new(&[-100i64, -1], &device()).unwrap();
     let error = loss.forward(&zeros(&[2, 4], DType::F32), &zeros(&[3, 4], DType::F32), &labels).unwrap_err();
     assert!(
         error.to_string().starts_with("margin loss: label -1 of row 1 is not in 0..3 and is not the ignore index -100")
@@ -250,7 +254,7 @@ fn presets_schedules_and_classifiers() {
         "margin loss: a schedule's losses must be over the same classes, there are 3 and 4"
     );
     let vars = candle_nn::VarMap::new();
-    let vb = candle_nn::VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let vb = candle_nn::VarBuilder::from_varmap(&vars, DType::F32, &device());
     let mut head = CosineClassifier::new(4, loss(), vb).unwrap();
     let error = head.set_loss(MarginLoss::cosine_ce(4, 30.0).unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("cosine classifier: a loss over 4 classes for a head of 3"), "{error}");

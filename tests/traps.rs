@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_margin_loss::{ClassCounts, IGNORED, InstanceGate, Margin, MarginLoss, Prior, Reduction};
 use common::{IGNORE, Inputs, Result, composed, device, distance, flat, fused, off_tape, size};
 
@@ -367,9 +367,9 @@ fn mixed_precision_keeps_the_centres_gradient() -> Result<()> {
 #[test]
 fn hard_positives_ignore_margin_and_prior() -> Result<()> {
     let counts = ClassCounts::new(vec![10_000, 1])?;
-    let x = Tensor::new(&[[1.0f64, 0.1], [0.1, 1.0], [1.0, 0.2]], &Device::Cpu)?;
-    let w = Tensor::new(&[[1.0f64, 0.0], [0.0, 1.0]], &Device::Cpu)?;
-    let y = Tensor::new(&[0u32, 1, 1], &Device::Cpu)?;
+    let x = Tensor::new(&[[1.0f64, 0.1], [0.1, 1.0], [1.0, 0.2]], &device())?;
+    let w = Tensor::new(&[[1.0f64, 0.0], [0.0, 1.0]], &device())?;
+    let y = Tensor::new(&[0u32, 1, 1], &device())?;
     let loss = MarginLoss::builder(2)
         .counts(&counts)
         .margin(Margin::Dbm { k: 3.0, tau: 1.0 })

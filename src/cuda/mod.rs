@@ -263,6 +263,8 @@ fn launch_chunk(
     let dx_sums = partial_sums + align(plan.partial_sums) as u64;
     let dw_sums = dx_sums + align(plan.dx_sums) as u64;
     let (rows, classes) = (chunk.rows.len(), chunk.classes.len());
+    // On tensor cores dX and dW have a g each, in the type of X.
+    let second_g = if on_tensor_cores(problem) && chunk.dx { rows * pad(classes) * sizes.x } else { 0 };
     let split = chunk.dx_splits > 1 || chunk.dw_splits > 1;
     let mut arrivals = if split { Some(device.alloc_zeros::<u32>(plan.arrivals)?) } else { None };
     let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
@@ -273,7 +275,8 @@ fn launch_chunk(
         rows: rows as i64,
         class0: chunk.classes.start as i64,
         classes: classes as i64,
-        g: workspace as _,
+        g_dx: if chunk.dx { workspace as _ } else { std::ptr::null_mut() },
+        g_dw: if chunk.dw { (workspace + second_g as u64) as _ } else { std::ptr::null_mut() },
         stride: pad(classes) as i64,
         class_dots: if chunk.dw { class_dots as _ } else { std::ptr::null_mut() },
         partial_sums: partial_sums as _,
@@ -301,6 +304,11 @@ fn launch_chunk(
         unsafe { builder.launch(config(blocks)?) }.w()?;
     }
     Ok(())
+}
+
+/// Whether g is kept in the type of X: `Types::Contract` in rows.cuh.
+fn on_tensor_cores(problem: &Problem) -> bool {
+    problem.features.dtype() == DType::BF16 && problem.weight.dtype() == DType::BF16
 }
 
 /// N = 0: no row reaches anything.

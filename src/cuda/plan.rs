@@ -6,10 +6,10 @@ use super::params;
 
 pub(super) const TILE: usize = params::MARGIN_LOSS_TILE as usize;
 pub(super) const THREADS: u32 = params::MARGIN_LOSS_THREADS;
-/// k of one step of a product: `STEP` in tile.cuh.
-const STEP: usize = 16;
+/// k that a sum is split by: `split_of` in backward.cuh.
+const STEP: usize = TILE;
 /// A split of a sum has at least this many steps: with fewer, its first loads and its partial sums are most of its time.
-const LEAST_STEPS: usize = 16;
+const LEAST_STEPS: usize = 4;
 /// Blocks that one multiprocessor is to have: two hide each other's barriers.
 const BLOCKS_A_MULTIPROCESSOR: usize = 2;
 
@@ -67,6 +67,7 @@ pub(super) struct Chunk {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Backward {
     pub chunks: Vec<Chunk>,
+    /// At the size of a sum: two halves, on tensor cores, take as much
     pub g: usize,
     pub class_dots: usize,
     pub partial_sums: usize,

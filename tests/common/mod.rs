@@ -224,6 +224,15 @@ impl Inputs {
         Ok(Self { x: self.x.to_dtype(dtype)?, w: self.w.to_dtype(dtype)?, ..self.clone() })
     }
 
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            x: self.x.to_device(device)?,
+            w: self.w.to_device(device)?,
+            y: self.y.to_device(device)?,
+            sample_weights: self.sample_weights.as_ref().map(|weights| weights.to_device(device)).transpose()?,
+        })
+    }
+
     pub fn dims(&self) -> (usize, usize, usize) {
         let (n, d) = self.x.dims2().unwrap();
         (n, self.w.dim(0).unwrap(), d)
@@ -304,8 +313,13 @@ pub fn fused(loss: &MarginLoss, inputs: &Inputs, upstream: Option<&[f64]>) -> Re
     through_tape(inputs, upstream, |x, w| loss.output(x, w, &inputs.y, inputs.sample_weights.as_ref()))
 }
 
-/// The loss composed of Candle ops, through Candle's tape.
+/// The loss composed of Candle ops, through Candle's tape: on the CPU, whatever the inputs' device.
 pub fn composed(loss: &MarginLoss, inputs: &Inputs, upstream: Option<&[f64]>) -> Result<Outcome> {
+    composed_where_it_is(loss, &inputs.on(&Device::Cpu)?, upstream)
+}
+
+/// As [`composed`], on the inputs' device.
+pub fn composed_where_it_is(loss: &MarginLoss, inputs: &Inputs, upstream: Option<&[f64]>) -> Result<Outcome> {
     through_tape(inputs, upstream, |x, w| reference::forward(loss, x, w, &inputs.y, inputs.sample_weights.as_ref()))
 }
 

@@ -1,0 +1,235 @@
+// Gradients of a chunk of rows and classes: g from cosines, and its contraction with X and W.
+//
+//     g_ij = a_i·2^(z_ij − max_i) − u_i, and t_i at the target
+//     dX_i = (Σ_j g_ij·ŵ_j − (Σ_j g_ij·c_ij)·x̂_i)·(1/‖X_i‖)
+//     dW_j = (Σ_i g_ij·x̂_i − (Σ_i g_ij·c_ij)·ŵ_j)·(1/‖W_j‖)
+//
+// On tensor cores g is kept in the type of X, and the norms' inverses are in it, g_ij/‖W_j‖ for dX and g_ij/‖X_i‖ for dW, so that X and W
+// go in as they are. A projection's sum takes g as it was rounded: near a pole ψ′ is large, and must cancel.
+#ifndef MARGIN_LOSS_BACKWARD_CUH
+#define MARGIN_LOSS_BACKWARD_CUH
+
+#include "rows.cuh"
+
+namespace margin_loss {
+
+// What g takes of a row.
+template <class T>
+struct RowConstants {
+    T max;
+    T factor;  // a_i
+    T uniform; // u_i
+    T target;  // t_i
+    T inverse, length; // of the norm: what g is multiplied by for dW, and what that is undone by
+};
+
+template <class T>
+__device__ inline RowConstants<T> row_constants(const MarginLossCall &call, const RowState<T> &state, double a) {
+    if (state.label < 0) {
+        // An ignored row's g is 0; that of a row that cannot be poisons what it reaches.
+        T nothing = state.label == IGNORED ? T(0) : T(NAN);
+        return {T(0), nothing, T(0), nothing, T(1), T(1)};
+    }
+    T inverse = state.norm.magnitude();
+    return {state.max, T(a * state.others), T(a * call.options.label_smoothing / double(call.c)), T(a * state.target), inverse, T(1) / inverse};
+}
+
+// g of the tile at (row0, class0), which is in the chunk, from its cosines and the rows' constants, to the workspace; and Σ_i g·c.
+template <class X, class W>
+__device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const CosineTile<X, W> &tile, i64 row0, i64 class0,
+                        const Values<typename Types<X, W>::T> &cosines, const RowConstants<typename Types<X, W>::T> *constants) {
+    using T = typename Types<X, W>::T;
+    using Engine = typename Types<X, W>::Contract;
+    using G = typename Engine::G;
+    __shared__ T dots[TILE];
+    int column = threadIdx.x % TILE, part = threadIdx.x / TILE;
+    i64 first = (row0 - chunk.row0) * chunk.stride + (class0 - chunk.class0) + column;
+    G *g_dx = chunk.g_dx != nullptr ? static_cast<G *>(chunk.g_dx) + first : nullptr;
+    G *g_dw = chunk.g_dw != nullptr ? static_cast<G *>(chunk.g_dw) + first : nullptr;
+    int rows = int(chunk.row0 + chunk.rows - row0 < TILE ? chunk.row0 + chunk.rows - row0 : TILE);
+    T scale = scale2<T>(call.options), prior = tile.prior2[column], class_inverse = tile.class_norms[column].magnitude();
+    bool is_class = class0 + column < call.c;
+    T sum = T(0);
+    for (int row = part; row < rows; row += 2) {
+        RowConstants<T> of = constants[row];
+        T c = cosines[row][column];
+        T value = fma(of.factor, exp2(fma(scale, c, prior) - of.max), -of.uniform);
+        if (column == tile.target_in(class0, row)) value = of.target;
+        // Masked last, so that nothing computed above can make padding, or a row that does not count, anything but 0.
+        if (tile.labels[row] < 0) value = of.target;
+        if (!is_class) value = T(0);
+        if constexpr (Engine::NORMS_IN_G) {
+            bool zero = value == T(0); // whatever the norms of what does not count
+            if (g_dx != nullptr) g_dx[row * chunk.stride] = Narrow<G, T>::of(zero ? T(0) : value * class_inverse);
+            G rounded = Narrow<G, T>::of(zero ? T(0) : value * of.inverse);
+            if (g_dw != nullptr) g_dw[row * chunk.stride] = rounded;
+            if (!zero) sum = fma(widen(rounded) * of.length, c, sum);
+        } else {
+            G *g = g_dx != nullptr ? g_dx : g_dw;
+            g[row * chunk.stride] = value;
+            if (value != T(0)) sum = fma(value, c, sum);
+        }
+    }
+    if (chunk.class_dots == nullptr) return;
+    if (part == 1) dots[column] = sum;
+    __syncthreads();
+    if (part == 0) static_cast<T *>(chunk.class_dots)[row0 / TILE * chunk.stride + (class0 - chunk.class0) + column] = sum + dots[column];
+}
+
+// k is a class: ŵ_j.
+template <class T>
+struct ByClass {
+    const Norm<T> *norms;
+
+    __device__ bool counts(i64) const { return true; }
+    template <class>
+    __device__ Norm<T> norm(i64 k) const { return norms[k]; }
+};
+
+// k is a row: x̂_i; rows that do not count are not read.
+template <class T>
+struct ByRow {
+    const RowState<T> *rows;
+
+    __device__ bool counts(i64 k) const { return rows[k].label >= 0; }
+    template <class>
+    __device__ Norm<T> norm(i64 k) const { return rows[k].norm; }
+};
+
+// k of split `split` of `splits`, in whole steps of 64.
+__device__ inline void split_of(i64 depth, i64 split, i64 splits, i64 *begin, i64 *end) {
+    i64 steps = (depth + TILE - 1) / TILE;
+    *begin = steps * split / splits * TILE;
+    *end = steps * (split + 1) / splits * TILE;
+    if (*end > depth) *end = depth;
+}
+
+// Whether this block is to go on with a tile's whole sum in `acc`: it alone has it, or it came last and adds up all splits in their order.
+template <class T, class Sums>
+__device__ bool gather(Sums &acc, const MarginLossChunk &chunk, i64 tile, i64 first_sum, i64 split, i64 splits) {
+    if (splits == 1) return true;
+    T *sums = static_cast<T *>(chunk.partial_sums) + first_sum * (TILE * TILE) + threadIdx.x;
+#pragma unroll
+    for (int e = 0; e < TILE * TILE / THREADS; e++) sums[split * (TILE * TILE) + e * THREADS] = acc.at[e];
+    if (!is_last(chunk.arrivals + tile, unsigned(splits))) return false;
+#pragma unroll
+    for (int e = 0; e < TILE * TILE / THREADS; e++) acc.at[e] = T(0);
+    for (i64 other = 0; other < splits; other++)
+#pragma unroll
+        for (int e = 0; e < TILE * TILE / THREADS; e++) acc.at[e] += sums[other * (TILE * TILE) + e * THREADS];
+    return true;
+}
+
+// Shared memory of a contraction.
+template <class X, class W>
+struct ContractTile {
+    using T = typename Types<X, W>::T;
+    using Engine = typename Types<X, W>::Contract;
+
+    union {
+        typename Engine::Stages stages;
+        Values<T> values;
+    };
+    Norm<T> norms[TILE];
+    T dots[TILE];
+};
+
+// What the two gradients have in common once a tile's sums are whole: earlier chunks, the projection, the norm, and the rounding. Begins and
+// ends with a barrier.
+//
+//     out[m][d] = (Σ − dots[m]·unit row m)·(scale·inverse of m)
+template <class E, class T, class Tile, class Sums>
+__device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, const E *values, i64 stride, i64 d, i64 d0, i64 rows, bool first,
+                               bool last) {
+#pragma unroll
+    for (int e = 0; e < TILE * TILE / THREADS; e++) tile.values[acc.row(e)][acc.column(e)] = acc.at[e];
+    __syncthreads();
+    i64 at = d0 + threadIdx.x % TILE;
+    for (int row = threadIdx.x / TILE; row < TILE && row < rows && at < d; row += 2) {
+        Norm<T> norm = tile.norms[row];
+        T sum = tile.values[row][threadIdx.x % TILE];
+        if (!first) sum += sums[row * d + at];
+        if (!last) {
+            sums[row * d + at] = sum;
+            continue;
+        }
+        bool counts = norm.inverse != T(0);
+        if (counts && norm.projects()) sum -= tile.dots[row] * (T(widen(values[row * stride + at])) * norm.scale * norm.inverse);
+        out[row * d + at] = Narrow<E, T>::of(counts ? sum * norm.magnitude() * norm.scale : T(0));
+    }
+    __syncthreads();
+}
+
+// Block `block` of a contraction: first come the tiles of dX and their splits, whose sums are long, then those of dW.
+template <class X, class W>
+__device__ void contract(const MarginLossCall &call, const MarginLossChunk &chunk, ContractTile<X, W> &tile, i64 block) {
+    using T = typename Types<X, W>::T;
+    using Engine = typename Types<X, W>::Contract;
+    using G = typename Engine::G;
+    i64 d_tiles = (call.d + TILE - 1) / TILE;
+    i64 dx_tiles = chunk.dx ? (chunk.rows + TILE - 1) / TILE * d_tiles : 0, dx_blocks = dx_tiles * chunk.dx_splits;
+    const RowState<T> *rows = static_cast<const RowState<T> *>(call.rows) + chunk.row0;
+    const Norm<T> *class_norms = static_cast<const Norm<T> *>(call.class_norms) + chunk.class0;
+    int r = threadIdx.x % TILE;
+    typename Engine::Sums acc;
+    i64 begin, end;
+
+    if (block < dx_blocks) {
+        i64 split = block % chunk.dx_splits, at = block / chunk.dx_splits;
+        i64 i0 = at / d_tiles * TILE, d0 = at % d_tiles * TILE; // i0 counts from the chunk's first row
+        split_of(chunk.classes, split, chunk.dx_splits, &begin, &end);
+        const G *g = static_cast<const G *>(chunk.g_dx) + i0 * chunk.stride + begin;
+        const W *w = static_cast<const W *>(call.w) + (chunk.class0 + begin) * call.w_stride + d0;
+        typename Engine::template AlongK<G> a(g, chunk.stride, chunk.rows - i0, end - begin, nullptr, nullptr);
+        typename Engine::template AcrossK<W, ByClass<T>> b(w, call.w_stride, call.d - d0, end - begin, {class_norms + begin});
+        Engine::template multiply<false>(acc, a, b, end - begin, tile.stages, nullptr);
+        if (!gather<T>(acc, chunk, at, at * chunk.dx_splits, split, chunk.dx_splits)) return;
+        if (threadIdx.x < TILE && i0 + r < chunk.rows) {
+            RowState<T> state = rows[i0 + r];
+            tile.norms[r] = state.label >= 0 ? state.norm : Norm<T>{T(1), state.label == IGNORED ? T(0) : T(NAN)};
+            T dot = T(0);
+            if (state.label >= 0) {
+                double a = coefficient(call, chunk.row0 + i0 + r, state);
+                T target = T(a * state.target);
+                if constexpr (Engine::NORMS_IN_G) {
+                    T inverse = static_cast<const Norm<T> *>(call.class_norms)[state.label].magnitude();
+                    target = widen(Narrow<G, T>::of(target * inverse)) / inverse;
+                }
+                dot = T(a * state.dot) + target * state.cosine;
+            }
+            tile.dots[r] = dot;
+        }
+        i64 row0 = chunk.row0 + i0;
+        write_gradient<X, T>(tile, acc, static_cast<X *>(call.dx) + row0 * call.d, static_cast<T *>(chunk.dx_sums) + i0 * call.d,
+                             static_cast<const X *>(call.x) + row0 * call.x_stride, call.x_stride, call.d, d0, chunk.rows - i0,
+                             chunk.first_classes, chunk.last_classes);
+    } else {
+        block -= dx_blocks;
+        i64 split = block % chunk.dw_splits, at = block / chunk.dw_splits;
+        i64 j0 = at / d_tiles * TILE, d0 = at % d_tiles * TILE; // j0 counts from the chunk's first class
+        split_of(chunk.rows, split, chunk.dw_splits, &begin, &end);
+        const G *g = static_cast<const G *>(chunk.g_dw) + j0 + begin * chunk.stride;
+        const X *x = static_cast<const X *>(call.x) + (chunk.row0 + begin) * call.x_stride + d0;
+        typename Engine::template AcrossK<G, Plain> a(g, chunk.stride, TILE, end - begin, {});
+        typename Engine::template AcrossK<X, ByRow<T>> b(x, call.x_stride, call.d - d0, end - begin, {rows + begin});
+        Engine::template multiply<false>(acc, a, b, end - begin, tile.stages, nullptr);
+        bool dx_is_split = chunk.dx_splits > 1; // its counters and sums come first
+        i64 first_tile = dx_is_split ? dx_tiles : 0, first_sum = dx_is_split ? dx_blocks : 0;
+        if (!gather<T>(acc, chunk, first_tile + at, first_sum + at * chunk.dw_splits, split, chunk.dw_splits)) return;
+        i64 row_tiles = (call.n + TILE - 1) / TILE, class0 = chunk.class0 + j0;
+        if (threadIdx.x < TILE && class0 + r < call.c) {
+            T dot = T(0);
+            if (chunk.last_rows)
+                for (i64 t = 0; t < row_tiles; t++) dot += static_cast<const T *>(chunk.class_dots)[t * chunk.stride + j0 + r];
+            tile.dots[r] = dot;
+            tile.norms[r] = class_norms[j0 + r];
+        }
+        write_gradient<W, T>(tile, acc, static_cast<W *>(call.dw) + class0 * call.d, static_cast<T *>(chunk.dw_sums) + j0 * call.d,
+                             static_cast<const W *>(call.w) + class0 * call.w_stride, call.w_stride, call.d, d0, chunk.classes - j0,
+                             chunk.first_rows, chunk.last_rows);
+    }
+}
+
+} // namespace margin_loss
+
+#endif
