@@ -30,16 +30,16 @@ __device__ inline RowConstants<T> row_constants(const MarginLossCall &call, cons
         T nothing = state.label == IGNORED ? T(0) : T(NAN);
         return {T(0), nothing, T(0), nothing, T(1), T(1)};
     }
-    T inverse = state.norm.magnitude();
-    return {state.max, T(a * state.others), T(a * call.options.label_smoothing / double(call.c)), T(a * state.target), inverse, T(1) / inverse};
+    T length = state.norm.magnitude();
+    return {state.max, T(a * state.others), T(a * call.options.label_smoothing / double(call.c)), T(a * state.target), T(1) / length, length};
 }
 
 // g of the tile at (row0, class0), which is in the chunk, from its cosines and the rows' constants, to the workspace; and Σ_i g·c.
-template <class X, class W>
-__device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const CosineTile<X, W> &tile, i64 row0, i64 class0,
-                        const Values<typename Types<X, W>::T> &cosines, const RowConstants<typename Types<X, W>::T> *constants) {
-    using T = typename Types<X, W>::T;
-    using Engine = typename Types<X, W>::Contract;
+template <class Kind>
+__device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const CosineTile<Kind> &tile, i64 row0, i64 class0,
+                        const Values<typename Kind::T> &cosines, const RowConstants<typename Kind::T> *constants) {
+    using T = typename Kind::T;
+    using Engine = typename Kind::Contract;
     using G = typename Engine::G;
     __shared__ T dots[TILE];
     int column = threadIdx.x % TILE, part = threadIdx.x / TILE;
@@ -47,10 +47,11 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
     G *g_dx = chunk.g_dx != nullptr ? static_cast<G *>(chunk.g_dx) + first : nullptr;
     G *g_dw = chunk.g_dw != nullptr ? static_cast<G *>(chunk.g_dw) + first : nullptr;
     int rows = int(chunk.row0 + chunk.rows - row0 < TILE ? chunk.row0 + chunk.rows - row0 : TILE);
-    T scale = scale2<T>(call.options), prior = tile.prior2[column], class_inverse = tile.class_norms[column].magnitude();
+    T scale = scale2<T>(call.options), prior = tile.prior2[column], class_inverse = T(1) / tile.class_norms[column].magnitude();
     bool is_class = class0 + column < call.c;
     T sum = T(0);
-    for (int row = part; row < rows; row += 2) {
+    // Halves of rows one after the other, as the contraction adds them up: at a pole the two sums are to cancel.
+    for (int row = part * (TILE / 2); row < rows && row < (part + 1) * (TILE / 2); row++) {
         RowConstants<T> of = constants[row];
         T c = cosines[row][column];
         T value = fma(of.factor, exp2(fma(scale, c, prior) - of.max), -of.uniform);
@@ -81,6 +82,7 @@ template <class T>
 struct ByClass {
     const Norm<T> *norms;
 
+    static constexpr bool SCALES = true;
     __device__ bool counts(i64) const { return true; }
     template <class>
     __device__ Norm<T> norm(i64 k) const { return norms[k]; }
@@ -91,6 +93,7 @@ template <class T>
 struct ByRow {
     const RowState<T> *rows;
 
+    static constexpr bool SCALES = true;
     __device__ bool counts(i64 k) const { return rows[k].label >= 0; }
     template <class>
     __device__ Norm<T> norm(i64 k) const { return rows[k].norm; }
@@ -121,10 +124,10 @@ __device__ bool gather(Sums &acc, const MarginLossChunk &chunk, i64 tile, i64 fi
 }
 
 // Shared memory of a contraction.
-template <class X, class W>
+template <class Kind>
 struct ContractTile {
-    using T = typename Types<X, W>::T;
-    using Engine = typename Types<X, W>::Contract;
+    using T = typename Kind::T;
+    using Engine = typename Kind::Contract;
 
     union {
         typename Engine::Stages stages;
@@ -137,7 +140,7 @@ struct ContractTile {
 // What the two gradients have in common once a tile's sums are whole: earlier chunks, the projection, the norm, and the rounding. Begins and
 // ends with a barrier.
 //
-//     out[m][d] = (Σ − dots[m]·unit row m)·(scale·inverse of m)
+//     out[m][d] = (Σ − dots[m]·unit row m)·(scale/length of m)
 template <class E, class T, class Tile, class Sums>
 __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, const E *values, i64 stride, i64 d, i64 d0, i64 rows, bool first,
                                bool last) {
@@ -153,18 +156,20 @@ __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, con
             sums[row * d + at] = sum;
             continue;
         }
-        bool counts = norm.inverse != T(0);
-        if (counts && norm.projects()) sum -= tile.dots[row] * (T(widen(values[row * stride + at])) * norm.scale * norm.inverse);
-        out[row * d + at] = Narrow<E, T>::of(counts ? sum * norm.magnitude() * norm.scale : T(0));
+        bool counts = norm.length != T(0);
+        if (counts && norm.projects()) sum -= tile.dots[row] * (T(widen(values[row * stride + at])) * norm.scale / norm.length);
+        out[row * d + at] = Narrow<E, T>::of(counts ? sum / norm.magnitude() * norm.scale : T(0));
     }
     __syncthreads();
 }
 
 // Block `block` of a contraction: first come the tiles of dX and their splits, whose sums are long, then those of dW.
-template <class X, class W>
-__device__ void contract(const MarginLossCall &call, const MarginLossChunk &chunk, ContractTile<X, W> &tile, i64 block) {
-    using T = typename Types<X, W>::T;
-    using Engine = typename Types<X, W>::Contract;
+template <class Kind>
+__device__ void contract(const MarginLossCall &call, const MarginLossChunk &chunk, ContractTile<Kind> &tile, i64 block) {
+    using X = typename Kind::X;
+    using W = typename Kind::W;
+    using T = typename Kind::T;
+    using Engine = typename Kind::Contract;
     using G = typename Engine::G;
     i64 d_tiles = (call.d + TILE - 1) / TILE;
     i64 dx_tiles = chunk.dx ? (chunk.rows + TILE - 1) / TILE * d_tiles : 0, dx_blocks = dx_tiles * chunk.dx_splits;
@@ -192,8 +197,8 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
                 double a = coefficient(call, chunk.row0 + i0 + r, state);
                 T target = T(a * state.target);
                 if constexpr (Engine::NORMS_IN_G) {
-                    T inverse = static_cast<const Norm<T> *>(call.class_norms)[state.label].magnitude();
-                    target = widen(Narrow<G, T>::of(target * inverse)) / inverse;
+                    T length = static_cast<const Norm<T> *>(call.class_norms)[state.label].magnitude();
+                    target = widen(Narrow<G, T>::of(target * (T(1) / length))) * length;
                 }
                 dot = T(a * state.dot) + target * state.cosine;
             }

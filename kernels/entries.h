@@ -1,8 +1,10 @@
-// One entry a pair of element types, of X and of W. `ENTRY(NAME, X, W)` is what a kernel's file defines.
-ENTRY(f64, double, double)
-ENTRY(f32, float, float)
-ENTRY(f16, __half, __half)
-ENTRY(bf16, __nv_bfloat16, __nv_bfloat16)
-ENTRY(f16_f32, __half, float)
-ENTRY(bf16_f32, __nv_bfloat16, float)
+// One entry a kind. `ENTRY(NAME, KIND)` is what a kernel's file defines.
+ENTRY(f64, margin_loss::OnFma<double, double>)
+ENTRY(f32, margin_loss::OnFma<float, float>)
+ENTRY(f16, margin_loss::OnFma<__half, __half>)
+ENTRY(bf16, margin_loss::OnFma<__nv_bfloat16, __nv_bfloat16>)
+ENTRY(f16_f32, margin_loss::OnFma<__half, float>)
+ENTRY(bf16_f32, margin_loss::OnFma<__nv_bfloat16, float>)
+ENTRY(f16_tensor, margin_loss::OnTensorCores<__half>)
+ENTRY(bf16_tensor, margin_loss::OnTensorCores<__nv_bfloat16>)
 #undef ENTRY

@@ -79,7 +79,7 @@ struct Mma {
     // One chunk, from `count` elements at `from`.
     __device__ static void fetch_chunk(uint4 &to, const E *from, i64 count, bool aligned, float scale) {
         int elements = count >= CHUNK ? CHUNK : count > 0 ? int(count) : 0;
-        if (scale == 1.f && (aligned || elements == 0)) {
+        if (scale == 1.f && aligned) {
             copy16(&to, from, elements * int(sizeof(E)));
             return;
         }

@@ -29,29 +29,37 @@ constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
 constexpr double SHORTEST = 1e-12;
 constexpr double LOG2_E = 1.44269504088896340736;
 
-// How the products of these element types are made. f16 has no room for g: its gradients are contracted in f32.
-template <class X, class W>
-struct Types {
+// A kernel's kinds: the element types of X and W, what they are added up in, and how the products of the logits and of the gradients are made.
+template <class X_, class W_>
+struct OnFma {
+    using X = X_;
+    using W = W_;
     using T = typename AccumulatorOf<X>::Type;
     using Logits = Fma<T>;
     using Contract = Fma<T>;
 };
+
+template <class E>
+struct OnTensorCores {
+    using X = E;
+    using W = E;
+    using T = float;
+    using Logits = Mma<E>;
+    using Contract = Mma<E>;
+};
+// f16 has no room for g.
 template <>
-struct Types<__half, __half> {
+struct OnTensorCores<__half> {
+    using X = __half;
+    using W = __half;
     using T = float;
     using Logits = Mma<__half>;
     using Contract = Fma<float>;
 };
-template <>
-struct Types<__nv_bfloat16, __nv_bfloat16> {
-    using T = float;
-    using Logits = Mma<__nv_bfloat16>;
-    using Contract = Mma<__nv_bfloat16>;
-};
 
 // Blocks that a multiprocessor is to have room for in registers.
-template <class X>
-constexpr int BLOCKS = sizeof(X) == 8 ? 2 : 3;
+template <class Kind>
+constexpr int BLOCKS = sizeof(typename Kind::T) == 8 ? 2 : 3;
 
 // y, IGNORED or BAD_LABEL
 __device__ inline int label_of(const MarginLossCall &call, i64 row) {
@@ -86,10 +94,12 @@ template <class T>
 using Values = T[TILE][TILE + 2];
 
 // What the blocks of every kernel with logits share: a row tile, a class tile, and their cosines.
-template <class X, class W>
+template <class Kind>
 struct CosineTile {
-    using T = typename Types<X, W>::T;
-    using Engine = typename Types<X, W>::Logits;
+    using X = typename Kind::X;
+    using W = typename Kind::W;
+    using T = typename Kind::T;
+    using Engine = typename Kind::Logits;
     using Sums = typename Engine::Sums;
 
     union {
@@ -138,7 +148,7 @@ struct CosineTile {
         T norm = sqrt(squares[of][0][r] + squares[of][1][r]);
         if (!(norm < T(INFINITY))) return {T(1), T(NAN)};
         T shortest = T(SHORTEST) * scale;
-        return norm < shortest ? Norm<T>{scale, -T(1) / shortest} : Norm<T>{scale, T(1) / norm};
+        return {scale, norm < shortest ? -shortest : norm};
     }
 
     // Products and both norms. Rows whose squares are neither near overflow nor near underflow take no scale, and a tile of such rows and
@@ -186,7 +196,8 @@ struct CosineTile {
 #pragma unroll
         for (int e = 0; e < TILE * TILE / THREADS; e++) {
             int row = acc.row(e), column = acc.column(e);
-            T c = acc.at[e] * row_norms[row].magnitude() * class_norms[column].magnitude();
+            T length = row_norms[row].magnitude() * class_norms[column].magnitude();
+            T c = divide(acc.at[e], length, T(1) / length);
             values[row][column] = c > T(1) ? T(1) : c < T(-1) ? T(-1) : c;
         }
         __syncthreads();

@@ -9,10 +9,10 @@
 
 namespace margin_loss {
 
-template <class X, class W>
+template <class Kind>
 __device__ void stream_gradient(const MarginLossCall &call, const MarginLossChunk &chunk) {
-    using T = typename Types<X, W>::T;
-    __shared__ CosineTile<X, W> tile;
+    using T = typename Kind::T;
+    __shared__ CosineTile<Kind> tile;
     __shared__ RowConstants<T> constants[TILE];
     i64 class_tiles = (chunk.classes + TILE - 1) / TILE;
     i64 row0 = chunk.row0 + blockIdx.x / class_tiles * TILE, class0 = chunk.class0 + blockIdx.x % class_tiles * TILE;
@@ -34,15 +34,15 @@ __device__ void stream_gradient(const MarginLossCall &call, const MarginLossChun
     }
     tile.load_prior(call, class0);
     __syncthreads();
-    typename CosineTile<X, W>::Sums acc;
+    typename CosineTile<Kind>::Sums acc;
     tile.template multiply<false>(call, row0, class0, true, acc);
     tile.keep(acc, tile.cosines);
     write_g(call, chunk, tile, row0, class0, tile.cosines, constants);
 }
 
-template <class X, class W>
+template <class Kind>
 __device__ void stream_contract(const MarginLossCall &call, const MarginLossChunk &chunk) {
-    __shared__ ContractTile<X, W> tile;
+    __shared__ ContractTile<Kind> tile;
     contract(call, chunk, tile, blockIdx.x);
 }
 
@@ -57,14 +57,14 @@ __device__ void scale_gradient(E *out, const E *in, const typename AccumulatorOf
 
 } // namespace margin_loss
 
-#define ENTRY(NAME, X, W)                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<X>)                                                                   \
+#define ENTRY(NAME, ...)                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<__VA_ARGS__>)                                                                   \
         stream_gradient_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
-        margin_loss::stream_gradient<X, W>(call, chunk);                                                                                \
+        margin_loss::stream_gradient<__VA_ARGS__>(call, chunk);                                                                                \
     }                                                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<X>)                                                                   \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<__VA_ARGS__>)                                                                   \
         stream_contract_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
-        margin_loss::stream_contract<X, W>(call, chunk);                                                                                \
+        margin_loss::stream_contract<__VA_ARGS__>(call, chunk);                                                                                \
     }
 #include "entries.h"
 

@@ -11,10 +11,10 @@
 
 namespace margin_loss {
 
-template <class X, class W>
+template <class Kind>
 __device__ void stream_forward(const MarginLossCall &call) {
-    using T = typename Types<X, W>::T;
-    __shared__ CosineTile<X, W> tile;
+    using T = typename Kind::T;
+    __shared__ CosineTile<Kind> tile;
     i64 row_tile = blockIdx.x / call.splits, split = blockIdx.x % call.splits;
     i64 row0 = row_tile * TILE, class_tiles = (call.c + TILE - 1) / TILE, row_tiles = (call.n + TILE - 1) / TILE;
     i64 begin = class_tiles * split / call.splits, end = class_tiles * (split + 1) / call.splits;
@@ -24,7 +24,7 @@ __device__ void stream_forward(const MarginLossCall &call) {
     Statistics<T> row = no_statistics<T>();
     for (i64 class_tile = begin; class_tile < end; class_tile++) {
         i64 class0 = class_tile * TILE;
-        typename CosineTile<X, W>::Sums acc;
+        typename CosineTile<Kind>::Sums acc;
         tile.multiply_and_norm(call, row0, class0, acc);
         tile.load_prior(call, class0);
         tile.keep(acc, tile.cosines);
@@ -52,8 +52,8 @@ __device__ void stream_forward(const MarginLossCall &call) {
 
 } // namespace margin_loss
 
-#define ENTRY(NAME, X, W)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<X>) stream_forward_##NAME(__grid_constant__ const MarginLossCall call) { \
-        margin_loss::stream_forward<X, W>(call);                                                                     \
+#define ENTRY(NAME, ...)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<__VA_ARGS__>) stream_forward_##NAME(__grid_constant__ const MarginLossCall call) { \
+        margin_loss::stream_forward<__VA_ARGS__>(call);                                                                     \
     }
 #include "entries.h"

@@ -12,18 +12,26 @@
 
 namespace margin_loss {
 
-// A row of X or W as x̂ = (x·scale)·|inverse|. `scale` is a power of two, and 1 but for rows whose squares are beyond T; a negative
-// inverse says that the row is shorter than 1e-12: it is divided by that, and its gradient has no projection. 0: the row does not count.
+// A row of X or W as x̂ = (x·scale)/|length|. `scale` is a power of two, and 1 but for rows whose squares are beyond T; a negative length
+// says that the row is shorter than 1e-12: it is divided by that, and its gradient has no projection. 0: the row does not count.
 template <class T>
 struct Norm {
-    T scale, inverse;
+    T scale, length;
 
-    __device__ bool projects() const { return !(inverse < T(0)); }
-    __device__ T magnitude() const { return inverse < T(0) ? -inverse : inverse; }
+    __device__ bool projects() const { return !(length < T(0)); }
+    __device__ T magnitude() const { return length < T(0) ? -length : length; }
 };
+
+// a / b, rounded as a division is but for subnormal results, from 1 / b: a cosine of 1 is to be 1, where ψ′ is large.
+template <class T>
+__device__ inline T divide(T a, T b, T inverse) {
+    T quotient = a * inverse;
+    return fma(fma(-quotient, b, a), inverse, quotient);
+}
 
 // How k is masked and scaled in an operand that is contiguous across it. This one: not at all.
 struct Plain {
+    static constexpr bool SCALES = false;
     __device__ bool counts(i64) const { return true; }
     template <class T>
     __device__ Norm<T> norm(i64) const { return {T(1), T(1)}; }
@@ -109,10 +117,11 @@ struct Fma {
             int m = 8 * (threadIdx.x % 8);
             bool there = k < depth && by.counts(k);
             load_some(base + k * stride + m, there ? width - m : 0, aligned, v);
-            if (!there) return;
+            if (!By::SCALES || !there) return;
             Norm<T> norm = by.template norm<T>(k);
+            T length = norm.magnitude(), inverse = T(1) / length;
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = v[i] * norm.scale * norm.magnitude();
+            for (int i = 0; i < 8; i++) v[i] = divide(v[i] * norm.scale, length, inverse);
         }
 
         __device__ void store(Step &step) const {

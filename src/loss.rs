@@ -155,6 +155,9 @@ impl LossOutput {
     }
 
     fn hard_and_rows(&self) -> candle_core::Result<(f64, f64)> {
+        if self.hard.elem_count() == 0 {
+            return Ok((0.0, 0.0)); // Candle's CUDA backend adds up no empty tensor
+        }
         let hard = self.hard.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
         let rows = self.predicted.ne(IGNORED)?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
         Ok((hard, rows))

@@ -20,6 +20,10 @@ fn offsets_beyond_32_bits() -> Result<()> {
     let last = loss.output(&data.narrow(0, n - 3, 3)?, &w, &y.narrow(0, 0, 3)?, None)?;
     assert_eq!(flat(&all.per_sample)[n - 3..], flat(&last.per_sample));
 
+    if common::on_cuda() {
+        println!("SKIPPED on CUDA: N·C = 4.4·10⁹ takes an emulated device hours; tests/cuda.rs has offsets beyond 32 bits of its own");
+        return Ok(());
+    }
     // N·C = 4.4·10⁹: a class's row of cosines starts beyond 2³² in the whole, and the workspace stays at its budget.
     let (n, c) = (66_000, 66_000);
     let x = Tensor::new(&[[0.6f32, 0.8]], &device())?.broadcast_as((n, 2))?;
@@ -107,8 +111,11 @@ fn ignore_indices_of_every_kind() -> Result<()> {
         let without = Inputs { x: base.x.index_select(&rows, 0)?, y: all.y.index_select(&rows, 0)?, ..base.clone() };
         let with_index = fused(&MarginLoss::builder(c).ignore_index(index).build()?, &all, None)?;
         let expected = fused(&MarginLoss::builder(c).build()?, &without, None)?;
-        assert_eq!(with_index.loss, expected.loss, "index {index}");
-        assert_eq!(with_index.dw, expected.dw, "index {index}");
+        // A device leaves ignored rows where they are, and groups its sums by where rows are.
+        let tolerance = if common::on_cuda() { 8.0 * f64::EPSILON } else { 0.0 };
+        for (a, b) in [(&with_index.loss, &expected.loss), (&with_index.dw, &expected.dw)] {
+            assert!(distance(a, b) <= tolerance * size(b), "index {index}");
+        }
         assert!(with_index.dx[d..2 * d].iter().all(|&g| g == 0.0));
         assert_eq!(with_index.predicted[1], IGNORED);
         assert_eq!((with_index.hard[1], with_index.per_sample[1], with_index.target_cosine[1]), (0, 0.0, 0.0));
@@ -122,7 +129,9 @@ fn no_valid_row() -> Result<()> {
     let (n, c, d) = (3, 4, 5);
     for reduction in [Reduction::None, Reduction::Sum, Reduction::Mean, Reduction::WeightedMean] {
         let loss = MarginLoss::builder(c).ignore_index(IGNORE).reduction(reduction).build()?;
-        for n in [n, 0] {
+        // Candle's own ops take no empty tensor on CUDA; ours does: below.
+        let sizes = if common::on_cuda() { vec![n] } else { vec![n, 0] };
+        for n in sizes {
             let inputs = Inputs {
                 x: Tensor::zeros((n, d), DType::F64, &device())?,
                 y: Tensor::full(IGNORE, n, &device())?,
@@ -141,6 +150,15 @@ fn no_valid_row() -> Result<()> {
         let (dx, dw) = (inputs.x.ones_like()?, inputs.w.ones_like()?);
         loss.loss_and_grads_into(&inputs.x, &inputs.w, &inputs.y, None, &dx, &dw)?;
         assert_eq!((size(&flat(&dx)), size(&flat(&dw))), (0.0, 0.0));
+    }
+    for reduction in [Reduction::None, Reduction::Mean] {
+        let w = Tensor::ones((c, d), DType::F32, &device())?;
+        let (x, y) = (Tensor::zeros((0, d), DType::F32, &device())?, Tensor::zeros(0, DType::U32, &device())?);
+        let loss = MarginLoss::builder(c).reduction(reduction).build()?;
+        let (out, dx, dw) = loss.loss_and_grads(&x, &w, &y, None)?;
+        assert_eq!((out.per_sample.dims(), dx.dims(), size(&flat(&dw))), (&[0][..], &[0, d][..], 0.0));
+        assert_eq!((out.accuracy()?, out.hard_positive_rate()?), (0.0, 0.0));
+        assert!(reduction == Reduction::None || flat(&out.loss) == [0.0]);
     }
     // Weights that are all 0.
     let inputs = Inputs::random(n, c, d, false, 2)?;

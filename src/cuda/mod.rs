@@ -208,7 +208,7 @@ fn typed_forward<T: Accumulator>(problem: &Problem, out: Gradients) -> Result<(L
             let _outputs = outputs.point_at(call, stream);
             point_at(call, base, &layout);
             (call.arrivals, call.partials, call.splits) = (arrivals as _, partials as _, plan.splits as i64);
-            let name = format!("stream_forward_{}", types(problem));
+            let name = format!("stream_forward_{}", Kind::of(problem).suffix());
             let function = device.get_or_load_custom_func(&name, STREAM_FORWARD.name, STREAM_FORWARD.ptx)?;
             let mut builder = function.builder();
             builder.arg(&*call);
@@ -264,7 +264,7 @@ fn launch_chunk(
     let dw_sums = dx_sums + align(plan.dx_sums) as u64;
     let (rows, classes) = (chunk.rows.len(), chunk.classes.len());
     // On tensor cores dX and dW have a g each, in the type of X.
-    let second_g = if on_tensor_cores(problem) && chunk.dx { rows * pad(classes) * sizes.x } else { 0 };
+    let second_g = if Kind::of(problem).has_two_g() && chunk.dx { rows * pad(classes) * sizes.x } else { 0 };
     let split = chunk.dx_splits > 1 || chunk.dw_splits > 1;
     let mut arrivals = if split { Some(device.alloc_zeros::<u32>(plan.arrivals)?) } else { None };
     let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
@@ -296,7 +296,7 @@ fn launch_chunk(
     let dw_blocks = if chunk.dw { class_tiles * d_tiles * chunk.dw_splits } else { 0 };
     let dx_blocks = if chunk.dx { row_tiles * d_tiles * chunk.dx_splits } else { 0 };
     for (kernel, blocks) in [("stream_gradient", row_tiles * class_tiles), ("stream_contract", dw_blocks + dx_blocks)] {
-        let name = format!("{kernel}_{}", types(problem));
+        let name = format!("{kernel}_{}", Kind::of(problem).suffix());
         let function = device.get_or_load_custom_func(&name, STREAM_BACKWARD.name, STREAM_BACKWARD.ptx)?;
         let mut builder = function.builder();
         builder.arg(call).arg(&arguments);
@@ -304,11 +304,6 @@ fn launch_chunk(
         unsafe { builder.launch(config(blocks)?) }.w()?;
     }
     Ok(())
-}
-
-/// Whether g is kept in the type of X: `Types::Contract` in rows.cuh.
-fn on_tensor_cores(problem: &Problem) -> bool {
-    problem.features.dtype() == DType::BF16 && problem.weight.dtype() == DType::BF16
 }
 
 /// N = 0: no row reaches anything.
@@ -457,10 +452,38 @@ fn sizes(problem: &Problem) -> Sizes {
     }
 }
 
-/// The suffix of a kernel's entries: the element types of X and W.
-fn types(problem: &Problem) -> String {
-    let (x, w) = (problem.features.dtype().as_str(), problem.weight.dtype().as_str());
-    if x == w { x.to_string() } else { format!("{x}_{w}") }
+/// How a problem's products are made: `OnFma` and `OnTensorCores` in rows.cuh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    x: DType,
+    w: DType,
+    tensor_cores: bool,
+}
+
+impl Kind {
+    /// Fewer dimensions are not worth a step of 64: padding would be most of it.
+    const LEAST_DIMENSIONS: usize = 16;
+
+    fn of(problem: &Problem) -> Self {
+        let (x, w) = (problem.features.dtype(), problem.weight.dtype());
+        let halves = x == w && matches!(x, DType::F16 | DType::BF16);
+        Self { x, w, tensor_cores: halves && problem.d >= Self::LEAST_DIMENSIONS }
+    }
+
+    /// What its kernels' names end with.
+    fn suffix(self) -> String {
+        let (x, w) = (self.x.as_str(), self.w.as_str());
+        match self {
+            Self { tensor_cores: true, .. } => format!("{x}_tensor"),
+            _ if x == w => x.to_string(),
+            _ => format!("{x}_{w}"),
+        }
+    }
+
+    /// Whether dX and dW have a g each, in the type of X, as bf16's tensor cores take it.
+    fn has_two_g(self) -> bool {
+        self.tensor_cores && self.x == DType::BF16
+    }
 }
 
 fn limits(stream: &CudaStream) -> Result<Limits> {
