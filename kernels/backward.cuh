@@ -34,6 +34,30 @@ __device__ inline RowConstants<T> row_constants(const MarginLossCall &call, cons
     return {state.max, T(a * state.others), T(a * call.options.label_smoothing / double(call.c)), T(a * state.target), T(1) / length, length};
 }
 
+// What write_g takes of a tile's rows and classes, from their states and norms. Needs a barrier.
+template <class Kind>
+__device__ void load_backward(const MarginLossCall &call, CosineTile<Kind> &tile, RowConstants<typename Kind::T> *constants, i64 row0, i64 class0,
+                              double factor) {
+    using T = typename Kind::T;
+    int r = threadIdx.x % TILE;
+    if (threadIdx.x < TILE) {
+        RowState<T> state = {};
+        state.label = IGNORED;
+        double a = 0.0;
+        if (row0 + r < call.n) {
+            state = static_cast<const RowState<T> *>(call.rows)[row0 + r];
+            a = coefficient(call, row0 + r, state, factor);
+        }
+        tile.labels[r] = state.label;
+        tile.row_norms[r] = state.label >= 0 ? state.norm : Norm<T>{T(1), T(0)};
+        constants[r] = row_constants(call, state, a);
+    } else {
+        i64 j = class0 + r;
+        tile.class_norms[r] = j < call.c ? static_cast<const Norm<T> *>(call.class_norms)[j] : Norm<T>{T(1), T(0)};
+    }
+    tile.load_prior(call, class0);
+}
+
 // g of the tile at (row0, class0), which is in the chunk, from its cosines and the rows' constants, to the workspace; and Σ_i g·c.
 template <class Kind>
 __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const CosineTile<Kind> &tile, i64 row0, i64 class0,
@@ -194,7 +218,7 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
             tile.norms[r] = state.label >= 0 ? state.norm : Norm<T>{T(1), state.label == IGNORED ? T(0) : T(NAN)};
             T dot = T(0);
             if (state.label >= 0) {
-                double a = coefficient(call, chunk.row0 + i0 + r, state);
+                double a = coefficient(call, chunk.row0 + i0 + r, state, *call.factor);
                 T target = T(a * state.target);
                 if constexpr (Engine::NORMS_IN_G) {
                     T length = static_cast<const Norm<T> *>(call.class_norms)[state.label].magnitude();

@@ -81,7 +81,7 @@ __device__ inline bool is_last(unsigned int *arrivals, unsigned int expected) {
     return last;
 }
 
-// Σ over the block of one value a thread, in a fixed order; valid in thread 0.
+// Σ over the block of one value a thread, in a fixed order, in every thread.
 __device__ inline double block_sum(double value) {
     __shared__ double warps[THREADS / 32];
 #pragma unroll

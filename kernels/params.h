@@ -14,6 +14,13 @@
 #define MARGIN_LOSS_STATISTICS_F32 32
 #define MARGIN_LOSS_STATISTICS_F64 56
 
+// Bytes of shared memory that fused_step takes beside its tiles of cosines, by kind; what its static variables take at most; a tile's row.
+#define MARGIN_LOSS_FUSED_SHARED_F64 42752
+#define MARGIN_LOSS_FUSED_SHARED_F32 21504
+#define MARGIN_LOSS_FUSED_SHARED_TENSOR 36864
+#define MARGIN_LOSS_FUSED_STATIC 2048
+#define MARGIN_LOSS_VALUES_ROW 66
+
 // InstanceGate
 #define MARGIN_LOSS_GATE_OFF 0
 #define MARGIN_LOSS_GATE_POSITIVES 1

@@ -37,6 +37,7 @@ struct OnFma {
     using T = typename AccumulatorOf<X>::Type;
     using Logits = Fma<T>;
     using Contract = Fma<T>;
+    static constexpr int FUSED_SHARED = sizeof(T) == 8 ? MARGIN_LOSS_FUSED_SHARED_F64 : MARGIN_LOSS_FUSED_SHARED_F32;
 };
 
 template <class E>
@@ -46,6 +47,7 @@ struct OnTensorCores {
     using T = float;
     using Logits = Mma<E>;
     using Contract = Mma<E>;
+    static constexpr int FUSED_SHARED = MARGIN_LOSS_FUSED_SHARED_TENSOR;
 };
 // f16 has no room for g.
 template <>
@@ -55,6 +57,7 @@ struct OnTensorCores<__half> {
     using T = float;
     using Logits = Mma<__half>;
     using Contract = Fma<float>;
+    static constexpr int FUSED_SHARED = MARGIN_LOSS_FUSED_SHARED_TENSOR;
 };
 
 // Blocks that a multiprocessor is to have room for in registers.
@@ -91,7 +94,7 @@ __device__ inline T scale2(const MarginLossOptions &options) {
 // A tile of numbers between two ways of owning them. Two more than a tile: lanes that walk along two halves of neighbouring rows meet no
 // bank twice.
 template <class T>
-using Values = T[TILE][TILE + 2];
+using Values = T[TILE][MARGIN_LOSS_VALUES_ROW];
 
 // What the blocks of every kernel with logits share: a row tile, a class tile, and their cosines.
 template <class Kind>
@@ -291,9 +294,10 @@ __device__ inline void finish_row(const MarginLossCall &call, i64 row, int label
     static_cast<RowState<T> *>(call.rows)[row] = state;
 }
 
-// Spec step 7, by one block: the sum of the rows' losses, what the reduction divides by, and the first row that cannot be.
+// Spec step 7, by one block: the sum of the rows' losses, what the reduction multiplies by (given back to every thread), and the first row
+// that cannot be. Outputs only if `write`.
 template <class T>
-__device__ inline void reduce_rows(const MarginLossCall &call) {
+__device__ inline double reduce_rows(const MarginLossCall &call, bool write) {
     const RowState<T> *rows = static_cast<const RowState<T> *>(call.rows);
     const T *losses = static_cast<const T *>(call.per_sample);
     double loss = 0.0, count = 0.0, weight = 0.0;
@@ -303,27 +307,31 @@ __device__ inline void reduce_rows(const MarginLossCall &call) {
         if (rows[i].label != IGNORED) count += 1.0, weight += rows[i].weight;
         if (rows[i].label < IGNORED && double(i) < first_bad) first_bad = double(i);
     }
-    loss = block_sum(loss), count = block_sum(count), weight = block_sum(weight);
-    __shared__ double bad[THREADS];
-    bad[threadIdx.x] = first_bad;
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    for (int t = 1; t < THREADS; t++) first_bad = bad[t] < first_bad ? bad[t] : first_bad;
+    count = block_sum(count), weight = block_sum(weight);
     double denominator = call.options.reduction == MARGIN_LOSS_REDUCE_MEAN            ? count
                          : call.options.reduction == MARGIN_LOSS_REDUCE_WEIGHTED_MEAN ? weight
                                                                                       : 1.0;
     // Nothing left: 0, not NaN.
     double factor = denominator == 0.0 ? 0.0 : 1.0 / denominator;
-    *call.factor = factor;
-    if (call.loss != nullptr) *static_cast<T *>(call.loss) = T(loss * factor);
-    *call.bad_row = first_bad < double(call.n) ? static_cast<unsigned long long>(first_bad) + 1 : 0;
+    if (!write) return factor;
+    loss = block_sum(loss);
+    __shared__ double bad[THREADS];
+    bad[threadIdx.x] = first_bad;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int t = 1; t < THREADS; t++) first_bad = bad[t] < first_bad ? bad[t] : first_bad;
+        *call.factor = factor;
+        if (call.loss != nullptr) *static_cast<T *>(call.loss) = T(loss * factor);
+        *call.bad_row = first_bad < double(call.n) ? static_cast<unsigned long long>(first_bad) + 1 : 0;
+    }
+    return factor;
 }
 
 // (∂L/∂ℓ)·ω·s of a row: what its q_ij are multiplied by.
 template <class T>
-__device__ inline double coefficient(const MarginLossCall &call, i64 row, const RowState<T> &state) {
+__device__ inline double coefficient(const MarginLossCall &call, i64 row, const RowState<T> &state, double factor) {
     double upstream = call.upstream != nullptr ? double(static_cast<const T *>(call.upstream)[row]) : 1.0;
-    return upstream * *call.factor * state.weight * call.options.scale;
+    return upstream * factor * state.weight * call.options.scale;
 }
 
 } // namespace margin_loss

@@ -16,23 +16,7 @@ __device__ void stream_gradient(const MarginLossCall &call, const MarginLossChun
     __shared__ RowConstants<T> constants[TILE];
     i64 class_tiles = (chunk.classes + TILE - 1) / TILE;
     i64 row0 = chunk.row0 + blockIdx.x / class_tiles * TILE, class0 = chunk.class0 + blockIdx.x % class_tiles * TILE;
-    int r = threadIdx.x % TILE;
-    if (threadIdx.x < TILE) {
-        RowState<T> state = {};
-        state.label = IGNORED;
-        double a = 0.0;
-        if (row0 + r < call.n) {
-            state = static_cast<const RowState<T> *>(call.rows)[row0 + r];
-            a = coefficient(call, row0 + r, state);
-        }
-        tile.labels[r] = state.label;
-        tile.row_norms[r] = state.label >= 0 ? state.norm : Norm<T>{T(1), T(0)};
-        constants[r] = row_constants(call, state, a);
-    } else {
-        i64 j = class0 + r;
-        tile.class_norms[r] = j < call.c ? static_cast<const Norm<T> *>(call.class_norms)[j] : Norm<T>{T(1), T(0)};
-    }
-    tile.load_prior(call, class0);
+    load_backward(call, tile, constants, row0, class0, *call.factor);
     __syncthreads();
     typename CosineTile<Kind>::Sums acc;
     tile.template multiply<false>(call, row0, class0, true, acc);

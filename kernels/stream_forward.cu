@@ -47,7 +47,7 @@ __device__ void stream_forward(const MarginLossCall &call) {
         }
     }
     if (mine) finish_row(call, i, tile.labels[threadIdx.x / 2], tile.row_norms[threadIdx.x / 2], row);
-    if (is_last(call.arrivals, unsigned(row_tiles))) reduce_rows<T>(call);
+    if (is_last(call.arrivals, unsigned(row_tiles))) reduce_rows<T>(call, true);
 }
 
 } // namespace margin_loss

@@ -90,6 +90,9 @@ pub(crate) struct Params {
     /// On a CUDA device: wait for the check of labels and sample weights
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub check_labels: bool,
+    /// On a CUDA device: never `fused_step`
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub streaming: bool,
 }
 
 /// A cosine-margin softmax loss over features X (N, D), class centres W (C, D) and labels y (N).
@@ -341,6 +344,7 @@ pub struct MarginLossBuilder {
     label_smoothing: f64,
     workspace_bytes: Option<usize>,
     check_labels: bool,
+    streaming: bool,
 }
 
 impl MarginLossBuilder {
@@ -361,6 +365,7 @@ impl MarginLossBuilder {
             label_smoothing: 0.0,
             workspace_bytes: None,
             check_labels: true,
+            streaming: false,
         }
     }
 
@@ -455,6 +460,13 @@ impl MarginLossBuilder {
         self
     }
 
+    /// Whether a CUDA device always takes the streaming kernels, of any size, and never the one launch that keeps the cosines on chip where they
+    /// fit. Default false. Both give the same numbers to rounding; a device shared with other work may not want to be held by one launch.
+    pub fn streaming(mut self, streaming: bool) -> Self {
+        self.streaming = streaming;
+        self
+    }
+
     /// Checks the options and makes the loss.
     ///
     /// # Errors
@@ -523,6 +535,7 @@ impl MarginLossBuilder {
             label_smoothing: self.label_smoothing,
             workspace_bytes: self.workspace_bytes.map(|bytes| bytes.max(1 << 20)),
             check_labels: self.check_labels,
+            streaming: self.streaming,
         };
         Ok(MarginLoss {
             params: Arc::new(params),

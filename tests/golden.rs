@@ -160,7 +160,8 @@ impl Case {
                 "weighted_mean" => Reduction::WeightedMean,
                 other => return Err(format!("reduction {other}").into()),
             })
-            .label_smoothing(config.label_smoothing);
+            .label_smoothing(config.label_smoothing)
+            .streaming(common::streaming());
         if gate != InstanceGate::Off {
             builder = builder.instance_strength(config.instance_strength);
         }

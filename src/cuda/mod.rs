@@ -1,5 +1,7 @@
 //! The fused path on a CUDA device: a loss's tables and a call's tensors as the kernels take them, and the launches of a call.
 //!
+//! Where loss and gradients are wanted at once and the cosines fit into the shared memory of the whole device: `fused_step`, one launch. Else
+//!
 //! 1. `stream_forward`: every row's loss and state, the reduced loss.
 //! 2. For each chunk of the backward pass ([`plan::Backward`]; at usual sizes there is one): `stream_gradient`, g of the chunk into the
 //!    workspace; `stream_contract`, dX and dW from g.
@@ -18,15 +20,15 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaDType, CudaStorage, CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, CudaDevice, DType, InplaceOp1, Layout, Shape, Storage, Tensor};
-use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop, ValidAsZeroBits};
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
-use crate::loss::{LossOutput, Reduction};
+use crate::loss::{DEFAULT_CUDA_WORKSPACE_BYTES, LossOutput, Reduction};
 use crate::problem::{Gradients, Problem};
 use params::{MarginLossCall, MarginLossChunk};
-use plan::{Backward, Chunk, Forward, Limits, Sizes, THREADS, align, pad};
+use plan::{Backward, Chunk, Forward, Fused, FusedKind, Limits, Sizes, THREADS, TILE, align, pad};
 
 const STREAM_FORWARD: Module = Module {
     name: "candle_margin_loss_stream_forward",
@@ -36,6 +38,9 @@ const STREAM_BACKWARD: Module = Module {
     name: "candle_margin_loss_stream_backward",
     ptx: include_str!(concat!(env!("OUT_DIR"), "/stream_backward.ptx")),
 };
+
+const FUSED_STEP: Module =
+    Module { name: "candle_margin_loss_fused_step", ptx: include_str!(concat!(env!("OUT_DIR"), "/fused_step.ptx")) };
 
 /// Kernels compiled together. Candle keeps modules by name, whoever brought them: the name is ours alone.
 struct Module {
@@ -196,25 +201,14 @@ fn typed_forward<T: Accumulator>(problem: &Problem, out: Gradients) -> Result<(L
         let mut outputs = Outputs::<T>::new(problem, device, false)?;
         // SAFETY: the forward pass writes every state and norm before anything reads them.
         let mut memory = unsafe { device.alloc::<u8>(layout.end)? };
-        let plan = Forward::new(&sizes(problem), &limits(stream)?);
-        let mut arrivals = device.alloc_zeros::<u32>(1 + plan.row_tiles)?;
-        let partials = if plan.splits > 1 { plan.splits * n * T::STATISTICS } else { 1 };
-        // SAFETY: a split's statistics are written before the last one reads them.
-        let mut partials = unsafe { device.alloc::<u8>(partials)? };
         {
             let (base, _memory) = memory.device_ptr_mut(stream);
-            let (arrivals, _arrivals) = arrivals.device_ptr_mut(stream);
-            let (partials, _partials) = partials.device_ptr_mut(stream);
             let _outputs = outputs.point_at(call, stream);
             point_at(call, base, &layout);
-            (call.arrivals, call.partials, call.splits) = (arrivals as _, partials as _, plan.splits as i64);
-            let name = format!("stream_forward_{}", Kind::of(problem).suffix());
-            let function = device.get_or_load_custom_func(&name, STREAM_FORWARD.name, STREAM_FORWARD.ptx)?;
-            let mut builder = function.builder();
-            builder.arg(&*call);
-            // SAFETY: the call's addresses are of live memory of the sizes that params.h states; the grid is the plan's.
-            unsafe { builder.launch(config(plan.row_tiles * plan.splits)?) }.w()?;
-            gradients(problem, device, stream, call, out)?;
+            if !fused_step::<T>(problem, device, stream, call, out)? {
+                stream_forward::<T>(problem, device, stream, call)?;
+                gradients(problem, device, stream, call, out)?;
+            }
         }
         if problem.params().check_labels {
             let bad = device.clone_dtoh(&memory.slice(layout.bad_row..layout.bad_row + 8))?;
@@ -227,11 +221,76 @@ fn typed_forward<T: Accumulator>(problem: &Problem, out: Gradients) -> Result<(L
     })
 }
 
+fn stream_forward<T: Accumulator>(problem: &Problem, device: &CudaDevice, stream: &CudaStream, call: &mut MarginLossCall) -> Result<()> {
+    let plan = Forward::new(&sizes(problem), &limits(stream)?);
+    let mut arrivals = device.alloc_zeros::<u32>(1 + plan.row_tiles)?;
+    let partials = if plan.splits > 1 { plan.splits * problem.n * T::STATISTICS } else { 1 };
+    // SAFETY: a split's statistics are written before the last one reads them.
+    let mut partials = unsafe { device.alloc::<u8>(partials)? };
+    let (arrivals, _arrivals) = arrivals.device_ptr_mut(stream);
+    let (partials, _partials) = partials.device_ptr_mut(stream);
+    (call.arrivals, call.partials, call.splits) = (arrivals as _, partials as _, plan.splits as i64);
+    let name = format!("stream_forward_{}", Kind::of(problem).suffix());
+    let function = device.get_or_load_custom_func(&name, STREAM_FORWARD.name, STREAM_FORWARD.ptx)?;
+    let mut builder = function.builder();
+    builder.arg(&*call);
+    // SAFETY: the call's addresses are of live memory of the sizes that params.h states; the grid is the plan's.
+    unsafe { builder.launch(config(plan.row_tiles * plan.splits)?) }.w()?;
+    Ok(())
+}
+
+/// Loss and gradients in one launch; false where that is not wanted or does not fit.
+fn fused_step<T: Accumulator>(
+    problem: &Problem,
+    device: &CudaDevice,
+    stream: &CudaStream,
+    call: &mut MarginLossCall,
+    out: Gradients,
+) -> Result<bool> {
+    if problem.params().streaming {
+        return Ok(false);
+    }
+    let (sizes, limits, budget, kind) = (sizes(problem), limits(stream)?, budget(problem), Kind::of(problem));
+    let backward = Backward::new(&sizes, &limits, budget, out.features.is_some(), out.weight.is_some());
+    let Some(plan) = Fused::new(&sizes, &limits, &kind.fused::<T>(), budget, &backward) else { return Ok(false) };
+    let name = format!("fused_step_{}", kind.suffix());
+    let function = device.get_or_load_custom_func(&name, FUSED_STEP.name, FUSED_STEP.ptx)?;
+    function.set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, plan.shared as i32).w()?;
+    let resident = function.occupancy_max_active_blocks_per_multiprocessor(THREADS, plan.shared, None).w()? as usize;
+    if resident < plan.blocks_a_multiprocessor {
+        return Ok(false);
+    }
+    // SAFETY: statistics, g, dots and sums are written before they are read.
+    let mut workspace = unsafe { device.alloc::<u8>(backward.bytes() + align(plan.partials))? };
+    let (base, _workspace) = workspace.device_ptr_mut(stream);
+    call.partials = (base + backward.bytes() as u64) as _;
+    with_optional_pointer(out.features, stream, |dx| {
+        with_optional_pointer(out.weight, stream, |dw| {
+            (call.dx, call.dw) = (dx as _, dw as _);
+            let chunk = &backward.chunks[0];
+            let mut arrivals = arrivals(device, chunk)?;
+            let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
+            let arrivals = arrivals.as_ref().map_or(0, |(address, _)| *address);
+            let chunk = chunk_arguments(kind, call, &sizes, chunk, base, arrivals);
+            let mut builder = function.builder();
+            builder.arg(&*call).arg(&chunk);
+            let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(plan.blocks)? };
+            // SAFETY: as for stream_forward; the whole grid is resident, as its barriers need.
+            unsafe { builder.launch_cooperative(config) }.w()?;
+            Ok(true)
+        })
+    })
+}
+
+/// Counters of the tiles that are split.
+fn arrivals(device: &CudaDevice, chunk: &Chunk) -> Result<Option<CudaSlice<u32>>> {
+    Ok((chunk.arrivals > 0).then(|| device.alloc_zeros(chunk.arrivals)).transpose()?)
+}
+
 /// The chunks of the backward pass, with a call whose states and upstream gradient are set.
 fn gradients(problem: &Problem, device: &CudaDevice, stream: &CudaStream, call: &mut MarginLossCall, out: Gradients) -> Result<()> {
     let sizes = sizes(problem);
-    let budget = problem.params().workspace_bytes.unwrap_or(crate::loss::DEFAULT_CUDA_WORKSPACE_BYTES);
-    let plan = Backward::new(&sizes, &limits(stream)?, budget, out.features.is_some(), out.weight.is_some());
+    let plan = Backward::new(&sizes, &limits(stream)?, budget(problem), out.features.is_some(), out.weight.is_some());
     if plan.chunks.is_empty() {
         return Ok(());
     }
@@ -241,7 +300,7 @@ fn gradients(problem: &Problem, device: &CudaDevice, stream: &CudaStream, call: 
     with_optional_pointer(out.features, stream, |dx| {
         with_optional_pointer(out.weight, stream, |dw| {
             (call.dx, call.dw) = (dx as _, dw as _);
-            plan.chunks.iter().try_for_each(|chunk| launch_chunk(problem, device, stream, call, &sizes, &plan, chunk, base))
+            plan.chunks.iter().try_for_each(|chunk| launch_chunk(problem, device, stream, call, &sizes, chunk, base))
         })
     })
 }
@@ -253,24 +312,50 @@ fn launch_chunk(
     stream: &CudaStream,
     call: &MarginLossCall,
     sizes: &Sizes,
-    plan: &Backward,
     chunk: &Chunk,
     workspace: u64,
 ) -> Result<()> {
+    let kind = Kind::of(problem);
+    let mut arrivals = arrivals(device, chunk)?;
+    let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
+    let address = arrivals.as_ref().map_or(0, |(address, _)| *address);
+    let arguments = chunk_arguments(kind, call, sizes, chunk, workspace, address);
+    let (row_tiles, class_tiles) = (chunk.rows.len().div_ceil(TILE), chunk.classes.len().div_ceil(TILE));
+    let d_tiles = sizes.d.div_ceil(TILE);
+    let dw_blocks = if chunk.dw { class_tiles * d_tiles * chunk.dw_splits } else { 0 };
+    let dx_blocks = if chunk.dx { row_tiles * d_tiles * chunk.dx_splits } else { 0 };
+    for (kernel, blocks) in [("stream_gradient", row_tiles * class_tiles), ("stream_contract", dw_blocks + dx_blocks)] {
+        let name = format!("{kernel}_{}", kind.suffix());
+        let function = device.get_or_load_custom_func(&name, STREAM_BACKWARD.name, STREAM_BACKWARD.ptx)?;
+        let mut builder = function.builder();
+        builder.arg(call).arg(&arguments);
+        // SAFETY: the addresses are of live memory of the sizes that params.h states, the workspace being as large as the plan says.
+        unsafe { builder.launch(config(blocks)?) }.w()?;
+    }
+    Ok(())
+}
+
+/// A chunk as the kernels take it, with its parts of the workspace.
+fn chunk_arguments(
+    kind: Kind,
+    call: &MarginLossCall,
+    sizes: &Sizes,
+    chunk: &Chunk,
+    workspace: u64,
+    arrivals: u64,
+) -> MarginLossChunk {
     let d = sizes.d;
-    let class_dots = workspace + align(plan.g) as u64;
-    let partial_sums = class_dots + align(plan.class_dots) as u64;
-    let dx_sums = partial_sums + align(plan.partial_sums) as u64;
-    let dw_sums = dx_sums + align(plan.dx_sums) as u64;
+    let memory = &chunk.memory;
+    let class_dots = workspace + align(memory.g) as u64;
+    let partial_sums = class_dots + align(memory.class_dots) as u64;
+    let dx_sums = partial_sums + align(memory.partial_sums) as u64;
+    let dw_sums = dx_sums + align(memory.dx_sums) as u64;
     let (rows, classes) = (chunk.rows.len(), chunk.classes.len());
     // On tensor cores dX and dW have a g each, in the type of X.
-    let second_g = if Kind::of(problem).has_two_g() && chunk.dx { rows * pad(classes) * sizes.x } else { 0 };
-    let split = chunk.dx_splits > 1 || chunk.dw_splits > 1;
-    let mut arrivals = if split { Some(device.alloc_zeros::<u32>(plan.arrivals)?) } else { None };
-    let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
+    let second_g = if kind.has_two_g() && chunk.dx { rows * pad(classes) * sizes.x } else { 0 };
     // Where a gradient has the type of its sums, they are summed in it.
     let in_place = |gradient: *mut std::ffi::c_void, first: usize| gradient as u64 + (first * d * sizes.sum) as u64;
-    let arguments = MarginLossChunk {
+    MarginLossChunk {
         row0: chunk.rows.start as i64,
         rows: rows as i64,
         class0: chunk.classes.start as i64,
@@ -280,7 +365,7 @@ fn launch_chunk(
         stride: pad(classes) as i64,
         class_dots: if chunk.dw { class_dots as _ } else { std::ptr::null_mut() },
         partial_sums: partial_sums as _,
-        arrivals: arrivals.as_ref().map_or(0, |(address, _)| *address) as _,
+        arrivals: arrivals as _,
         dx_sums: if sizes.x < sizes.sum { dx_sums } else { in_place(call.dx, chunk.rows.start) } as _,
         dw_sums: if sizes.w < sizes.sum { dw_sums } else { in_place(call.dw, chunk.classes.start) } as _,
         dx_splits: chunk.dx_splits as i64,
@@ -291,19 +376,7 @@ fn launch_chunk(
         last_classes: (chunk.classes.end == sizes.c).into(),
         first_rows: (chunk.rows.start == 0).into(),
         last_rows: (chunk.rows.end == sizes.n).into(),
-    };
-    let (row_tiles, class_tiles, d_tiles) = (rows.div_ceil(plan::TILE), classes.div_ceil(plan::TILE), d.div_ceil(plan::TILE));
-    let dw_blocks = if chunk.dw { class_tiles * d_tiles * chunk.dw_splits } else { 0 };
-    let dx_blocks = if chunk.dx { row_tiles * d_tiles * chunk.dx_splits } else { 0 };
-    for (kernel, blocks) in [("stream_gradient", row_tiles * class_tiles), ("stream_contract", dw_blocks + dx_blocks)] {
-        let name = format!("{kernel}_{}", Kind::of(problem).suffix());
-        let function = device.get_or_load_custom_func(&name, STREAM_BACKWARD.name, STREAM_BACKWARD.ptx)?;
-        let mut builder = function.builder();
-        builder.arg(call).arg(&arguments);
-        // SAFETY: the addresses are of live memory of the sizes that params.h states, the workspace being as large as the plan says.
-        unsafe { builder.launch(config(blocks)?) }.w()?;
     }
-    Ok(())
 }
 
 /// N = 0: no row reaches anything.
@@ -440,6 +513,10 @@ fn by_rows(matrix: &Tensor) -> Result<Tensor> {
     Ok(if step == 1 || columns == 1 { matrix.clone() } else { matrix.contiguous()? })
 }
 
+fn budget(problem: &Problem) -> usize {
+    problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES)
+}
+
 fn sizes(problem: &Problem) -> Sizes {
     let bytes = |tensor: &Tensor| tensor.dtype().size_in_bytes();
     Sizes {
@@ -480,6 +557,17 @@ impl Kind {
         }
     }
 
+    /// What fused_step takes of a device: `Kind::FUSED_SHARED` and `BLOCKS` in rows.cuh.
+    fn fused<T: Accumulator>(self) -> FusedKind {
+        let shared = match (self.x, self.tensor_cores) {
+            (DType::F64, _) => params::MARGIN_LOSS_FUSED_SHARED_F64,
+            (_, false) => params::MARGIN_LOSS_FUSED_SHARED_F32,
+            (_, true) => params::MARGIN_LOSS_FUSED_SHARED_TENSOR,
+        };
+        let blocks = if self.x == DType::F64 { 2 } else { 3 };
+        FusedKind { shared: shared as usize, statistics: T::STATISTICS, blocks }
+    }
+
     /// Whether dX and dW have a g each, in the type of X, as bf16's tensor cores take it.
     fn has_two_g(self) -> bool {
         self.tensor_cores && self.x == DType::BF16
@@ -493,7 +581,13 @@ fn limits(stream: &CudaStream) -> Result<Limits> {
         let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         return Err(Error::Input(format!("the device's compute capability is {major}.{minor}, the kernels need 8.0")));
     }
-    Ok(Limits { multiprocessors: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize })
+    let count = |which| attribute(which).map(|value| value as usize);
+    Ok(Limits {
+        multiprocessors: count(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_a_block: count(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        shared_a_multiprocessor: count(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?,
+        cooperative: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
+    })
 }
 
 fn config(blocks: usize) -> Result<LaunchConfig> {

@@ -17,6 +17,11 @@ const BLOCKS_A_MULTIPROCESSOR: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     pub multiprocessors: usize,
+    /// Bytes of shared memory: of a block that asks for it, and of a multiprocessor
+    pub shared_a_block: usize,
+    pub shared_a_multiprocessor: usize,
+    /// Whether all blocks of a grid can be launched together
+    pub cooperative: bool,
 }
 
 /// A problem's sizes in rows, classes, dimensions and bytes.
@@ -52,6 +57,55 @@ impl Forward {
     }
 }
 
+/// fused_step: a cooperative grid whose shared memory holds all cosines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fused {
+    pub blocks: usize,
+    /// Of which so many are on one multiprocessor
+    pub blocks_a_multiprocessor: usize,
+    /// Bytes of dynamic shared memory a block
+    pub shared: usize,
+    /// Bytes of the rows' statistics by class tile
+    pub partials: usize,
+}
+
+/// What a kind of kernel takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FusedKind {
+    /// Shared memory beside the tiles of cosines
+    pub shared: usize,
+    /// One row's statistics
+    pub statistics: usize,
+    /// Blocks that have room in a multiprocessor's registers
+    pub blocks: usize,
+}
+
+impl Fused {
+    /// None where the cosines, or g, do not fit. As many blocks a multiprocessor as do: they hide each other's waiting.
+    pub fn new(sizes: &Sizes, limits: &Limits, kind: &FusedKind, budget: usize, backward: &Backward) -> Option<Self> {
+        let [chunk] = &backward.chunks[..] else { return None };
+        let class_tiles = sizes.c.div_ceil(TILE);
+        let partials = class_tiles * sizes.n * kind.statistics;
+        if !limits.cooperative || backward.bytes() + align(partials) > budget {
+            return None;
+        }
+        let tiles = sizes.row_tiles() * class_tiles;
+        let d_tiles = sizes.d.div_ceil(TILE);
+        let contractions = d_tiles
+            * (if chunk.dx { sizes.row_tiles() * chunk.dx_splits } else { 0 }
+                + if chunk.dw { class_tiles * chunk.dw_splits } else { 0 });
+        let values = TILE * params::MARGIN_LOSS_VALUES_ROW as usize * sizes.sum;
+        (1..=kind.blocks).rev().find_map(|blocks_a_multiprocessor| {
+            let blocks = (blocks_a_multiprocessor * limits.multiprocessors).min(tiles.max(contractions));
+            let shared = kind.shared + tiles.div_ceil(blocks) * values;
+            let all = shared + params::MARGIN_LOSS_FUSED_STATIC as usize;
+            // A device takes 1 KB of its own for each block.
+            let fits = all <= limits.shared_a_block && blocks_a_multiprocessor * (all + 1024) <= limits.shared_a_multiprocessor;
+            fits.then_some(Self { blocks, blocks_a_multiprocessor, shared, partials })
+        })
+    }
+}
+
 /// One pair of launches: g of these rows and classes, and what it adds to the gradients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chunk {
@@ -61,20 +115,33 @@ pub(super) struct Chunk {
     pub dw: bool,
     pub dx_splits: usize,
     pub dw_splits: usize,
+    pub memory: Memory,
+    /// Tiles that are split
+    pub arrivals: usize,
 }
 
-/// The backward pass: chunks in the order they are to be launched in, and the memory that one of them needs at most, in bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Backward {
-    pub chunks: Vec<Chunk>,
+/// Parts of the workspace, in bytes and in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Memory {
     /// At the size of a sum: two halves, on tensor cores, take as much
     pub g: usize,
     pub class_dots: usize,
     pub partial_sums: usize,
     pub dx_sums: usize,
     pub dw_sums: usize,
-    /// Tiles that are split, at most
-    pub arrivals: usize,
+}
+
+impl Memory {
+    /// All of it, each part rounded up as [`align`] does.
+    pub fn bytes(&self) -> usize {
+        [self.g, self.class_dots, self.partial_sums, self.dx_sums, self.dw_sums].into_iter().map(align).sum()
+    }
+}
+
+/// The backward pass: chunks in the order they are to be launched in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Backward {
+    pub chunks: Vec<Chunk>,
 }
 
 impl Backward {
@@ -159,25 +226,21 @@ impl Backward {
         // Tiles that are not split have no partial sums and no counter.
         let split = |tiles: usize, splits: usize| if splits > 1 { (tiles * splits * sums, tiles) } else { (0, 0) };
         let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
-        self.partial_sums = self.partial_sums.max(dw_split.0 + dx_split.0);
-        self.arrivals = self.arrivals.max(dw_split.1 + dx_split.1);
         let stride = pad(classes.len());
-        self.g = self.g.max(rows.len() * stride * sum);
-        if dw {
-            self.class_dots = self.class_dots.max(sizes.row_tiles() * stride * sum);
-        }
-        if dx && x < sum && classes.len() < c {
-            self.dx_sums = self.dx_sums.max(rows.len() * d * sum);
-        }
-        if dw && w < sum && rows.len() < n {
-            self.dw_sums = self.dw_sums.max(classes.len() * d * sum);
-        }
-        self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits });
+        let memory = Memory {
+            g: rows.len() * stride * sum,
+            class_dots: if dw { sizes.row_tiles() * stride * sum } else { 0 },
+            partial_sums: dw_split.0 + dx_split.0,
+            dx_sums: if dx && x < sum && classes.len() < c { rows.len() * d * sum } else { 0 },
+            dw_sums: if dw && w < sum && rows.len() < n { classes.len() * d * sum } else { 0 },
+        };
+        let arrivals = dw_split.1 + dx_split.1;
+        self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits, memory, arrivals });
     }
 
-    /// All of it, each part rounded up as [`align`] does.
+    /// What the chunk that takes most takes of the workspace.
     pub fn bytes(&self) -> usize {
-        [self.g, self.class_dots, self.partial_sums, self.dx_sums, self.dw_sums].into_iter().map(align).sum()
+        self.chunks.iter().map(|chunk| chunk.memory.bytes()).max().unwrap_or(0)
     }
 }
 
@@ -204,7 +267,12 @@ fn chunks(all: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 mod tests {
     use super::*;
 
-    const H100: Limits = Limits { multiprocessors: 132 };
+    const H100: Limits =
+        Limits { multiprocessors: 132, shared_a_block: 227 << 10, shared_a_multiprocessor: 228 << 10, cooperative: true };
+    /// The least device: Jetson's and GeForce's of capability 8.6 have less shared memory.
+    const SMALL: Limits =
+        Limits { multiprocessors: 16, shared_a_block: 99 << 10, shared_a_multiprocessor: 100 << 10, cooperative: true };
+    const TENSOR: FusedKind = FusedKind { shared: params::MARGIN_LOSS_FUSED_SHARED_TENSOR as usize, statistics: 32, blocks: 3 };
     const MIB: usize = 1 << 20;
 
     fn sizes(n: usize, c: usize, d: usize, x: usize, w: usize) -> Sizes {
@@ -278,11 +346,38 @@ mod tests {
     }
 
     #[test]
+    fn the_cosines_of_a_usual_step_fit_on_chip() {
+        for (n, c, d) in [(1, 1, 1), (64, 100, 64), (256, 1000, 2048), (256, 8142, 2048), (512, 4000, 512)] {
+            for limits in [H100, SMALL] {
+                let sizes = sizes(n, c, d, 2, 2);
+                let backward = Backward::new(&sizes, &limits, 16 * MIB, true, true);
+                let plan = Fused::new(&sizes, &limits, &TENSOR, 16 * MIB, &backward);
+                let Some(plan) = plan else {
+                    assert!(limits == SMALL && c >= 1000, "{sizes:?} fits an H100");
+                    continue;
+                };
+                let tiles = n.div_ceil(TILE) * c.div_ceil(TILE);
+                let tile = 4 * TILE * params::MARGIN_LOSS_VALUES_ROW as usize;
+                assert!(plan.blocks <= plan.blocks_a_multiprocessor * limits.multiprocessors);
+                assert!((plan.shared - TENSOR.shared) / tile * plan.blocks >= tiles, "{sizes:?} {plan:?}");
+                assert!(plan.shared + 2048 <= limits.shared_a_block);
+                assert!(plan.blocks_a_multiprocessor * (plan.shared + 3072) <= limits.shared_a_multiprocessor);
+            }
+        }
+        let large = sizes(4096, 8142, 512, 2, 2);
+        let backward = Backward::new(&large, &H100, 1 << 30, true, true);
+        assert_eq!(Fused::new(&large, &H100, &TENSOR, 1 << 30, &backward), None, "too many cosines");
+        let usual = sizes(256, 8142, 2048, 2, 2);
+        let backward = Backward::new(&usual, &H100, 2 * MIB, true, true);
+        assert_eq!(Fused::new(&usual, &H100, &TENSOR, 2 * MIB, &backward), None, "no room for g");
+    }
+
+    #[test]
     fn long_sums_over_few_tiles_are_split() {
         let plan = Backward::new(&sizes(64, 30_000, 64, 4, 4), &H100, 16 * MIB, true, true);
         let [chunk] = &plan.chunks[..] else { panic!("{plan:?}") };
         assert!(chunk.dx_splits >= 16 && chunk.dw_splits == 1, "{chunk:?}");
-        assert!(plan.partial_sums <= 4 * MIB);
+        assert!(chunk.memory.partial_sums <= 4 * MIB);
     }
 
     #[test]

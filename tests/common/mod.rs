@@ -30,6 +30,11 @@ pub fn on_cuda() -> bool {
     device().is_cuda()
 }
 
+/// Whether the losses below take a device's streaming kernels only: `MARGIN_LOSS_STREAMING=1`.
+pub fn streaming() -> bool {
+    std::env::var_os("MARGIN_LOSS_STREAMING").is_some()
+}
+
 /// Long-tailed counts of `classes` classes, in shuffled order.
 pub fn counts(classes: usize) -> ClassCounts {
     let n: Vec<u64> = (0..classes).map(|j| 1 + (j as u64 * 7919 + 13) % 97 * ((j as u64 % 5) + 1)).collect();
@@ -39,7 +44,7 @@ pub fn counts(classes: usize) -> ClassCounts {
 /// The options that a loss is made of: every family, gate, prior, weighting, gradient, angle range, smoothing and ignore index.
 pub fn builders(classes: usize) -> Vec<(&'static str, MarginLossBuilder)> {
     let counts = counts(classes);
-    let new = || MarginLoss::builder(classes).counts(&counts).scale(16.0);
+    let new = || MarginLoss::builder(classes).counts(&counts).scale(16.0).streaming(streaming());
     let bs = || Prior::BalancedSoftmax { tau: 1.0 };
     let dbm = || Margin::Dbm { k: 0.3, tau: 1.0 };
     let per_class = || Margin::PerClass {
