@@ -1,12 +1,14 @@
-//! The loss composed of Candle's ops on a CUDA device, against the CPU. Runs on the emulated GPU, whose checks then hold for every kernel of
-//! Candle's that it launches: `sh tests/emulator/run.sh cargo test --release --features cuda --test cuda`.
+//! What only a CUDA device has, beside the suites that run on both (`MARGIN_LOSS_DEVICE=cuda`): the kernels against each other and against
+//! themselves in another order, every way to cut a problem, labels that are not checked; and the loss composed of Candle's ops, whose own kernels
+//! then run under the emulator's checks: `sh tests/emulator/run.sh cargo test --release --features cuda --test cuda`.
 #![cfg(feature = "cuda")]
 #![allow(missing_docs)]
 
 mod common;
 
-use candle_core::{DType, Device};
-use common::{Inputs, Result, composed, composed_where_it_is, distance, losses, size};
+use candle_core::{DType, Device, Tensor};
+use candle_margin_loss::{MarginLoss, Reduction};
+use common::{Inputs, Outcome, Result, builders, composed, composed_where_it_is, distance, flat, fused, losses, off_tape, size};
 
 #[test]
 fn the_composed_loss_is_the_same_on_cuda() -> Result<()> {
@@ -29,6 +31,129 @@ fn the_composed_loss_is_the_same_on_cuda() -> Result<()> {
             }
             assert_eq!((expected.predicted, expected.hard), (found.predicted, found.hard), "{name}");
         }
+    }
+    Ok(())
+}
+
+const TYPES: [(DType, DType); 6] = [
+    (DType::F64, DType::F64),
+    (DType::F32, DType::F32),
+    (DType::BF16, DType::BF16),
+    (DType::F16, DType::F16),
+    (DType::BF16, DType::F32),
+    (DType::F16, DType::F32),
+];
+
+fn loss(c: usize, name: &str, streaming: bool, budget: usize) -> Result<MarginLoss> {
+    let (_, builder) = builders(c).into_iter().find(|(other, _)| *other == name).ok_or("no such loss")?;
+    Ok(builder.streaming(streaming).workspace_bytes(budget).build()?)
+}
+
+fn assert_same(label: &str, a: &Outcome, b: &Outcome) {
+    for ((part, a), (_, b)) in a.parts().into_iter().zip(b.parts()) {
+        assert_eq!(a, b, "{label}: {part}");
+    }
+    assert_eq!((&a.predicted, &a.hard), (&b.predicted, &b.hard), "{label}");
+}
+
+/// The same bits from run to run. The emulator runs warps and blocks in an order that changes with every launch.
+#[test]
+fn bits_do_not_depend_on_order() -> Result<()> {
+    let gpu = Device::new_cuda(0)?;
+    // The second has sums of dX split over blocks, and statistics split over blocks in the streaming kernels.
+    for (n, c, d) in [(70, 130, 33), (5, 1500, 20)] {
+        for (x, w) in TYPES {
+            let inputs = Inputs::random(n, c, d, false, 31)?;
+            let inputs = Inputs { x: inputs.x.to_dtype(x)?, w: inputs.w.to_dtype(w)?, ..inputs }.on(&gpu)?;
+            for streaming in [false, true] {
+                let loss = loss(c, "DBM-BS", streaming, 16 << 20)?;
+                let first = off_tape(&loss, &inputs)?;
+                for _ in 0..2 {
+                    let label = format!("{n} {c} {d} {x:?} {w:?}, streaming {streaming}");
+                    assert_same(&label, &off_tape(&loss, &inputs)?, &first);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// fused_step, the streaming kernels, and each way to cut the backward pass give the same to the rounding of their sums.
+#[test]
+fn kernels_agree() -> Result<()> {
+    let gpu = Device::new_cuda(0)?;
+    for (n, c, d) in [(1, 1, 1), (63, 65, 16), (64, 64, 64), (65, 63, 65), (129, 200, 48), (2, 700, 130), (200, 1100, 500)] {
+        for (x, w) in TYPES {
+            if d == 500 && x == DType::F64 {
+                continue; // minutes of emulation; the sums of a half type are what this size is for
+            }
+            let inputs = Inputs::random(n, c, d, true, 32)?.with_sample_weights(7)?;
+            let inputs = Inputs { x: inputs.x.to_dtype(x)?, w: inputs.w.to_dtype(w)?, ..inputs }.on(&gpu)?;
+            let name = "per class, weights, prior, smoothing, ignore, weighted mean";
+            let expected = off_tape(&loss(c, name, true, 64 << 20)?, &inputs)?;
+            for (streaming, budget) in [(false, 64 << 20), (true, 1 << 20)] {
+                let found = off_tape(&loss(c, name, streaming, budget)?, &inputs)?;
+                for ((part, a), (_, b)) in found.parts().into_iter().zip(expected.parts()) {
+                    let rounding = match (part, if part == "dW" { w } else { x }) {
+                        ("dX" | "dW", DType::BF16) => f64::from(half::bf16::EPSILON),
+                        ("dX" | "dW", DType::F16) => f64::from(half::f16::EPSILON),
+                        (_, DType::F64) => 100.0 * f64::EPSILON,
+                        _ => 40.0 * f64::from(f32::EPSILON),
+                    };
+                    let error = distance(a, b);
+                    let label = format!("{n} {c} {d} {x:?} {w:?}, streaming {streaming}: {part}");
+                    assert!(error <= rounding * size(b).max(1e-3), "{label} is off by {error:e} of {:e}", size(b));
+                }
+                assert_eq!((&found.predicted, &found.hard), (&expected.predicted, &expected.hard));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A label that is no class, or a weight that is none, poisons its row and never reaches memory; checked, it is the CPU's error.
+#[test]
+fn labels_that_are_not_checked() -> Result<()> {
+    let gpu = Device::new_cuda(0)?;
+    let (n, c, d) = (70, 67, 20);
+    for dtype in [DType::F32, DType::BF16] {
+        let good = Inputs::random(n, c, d, false, 33)?.to(dtype)?.on(&gpu)?;
+        for bad in [c as i64, -1, i64::MAX, i64::MIN, 1 << 32] {
+            let mut y = good.y.to_vec1::<i64>()?;
+            y[66] = bad;
+            let inputs = Inputs { y: Tensor::new(y, &gpu)?, ..good.clone() };
+            for (streaming, reduction) in [(false, Reduction::Mean), (true, Reduction::Mean), (true, Reduction::None)] {
+                let builder = || MarginLoss::builder(c).streaming(streaming).reduction(reduction);
+                let error = builder().build()?.forward(&inputs.x, &inputs.w, &inputs.y).unwrap_err().to_string();
+                assert!(error.starts_with(&format!("margin loss: label {bad} of row 66 is not in 0..67")), "{error}");
+                let unchecked = builder().check_labels(false).build()?;
+                let (out, expected) = (fused(&unchecked, &inputs, None)?, fused(&builder().build()?, &good, None)?);
+                assert!(out.per_sample[66].is_nan() && out.dx[66 * d..67 * d].iter().all(|g| g.is_nan()));
+                assert!(out.dw.iter().all(|g| g.is_nan()), "every class sees the row");
+                assert_eq!(out.per_sample[..66], expected.per_sample[..66]);
+                assert_eq!(out.dx[..66 * d], expected.dx[..66 * d]);
+            }
+        }
+    }
+    let inputs = Inputs::random(3, 4, 5, false, 34)?.on(&gpu)?;
+    let elsewhere = inputs.w.to_device(&Device::Cpu)?;
+    let error = MarginLoss::cosine_ce(4, 30.0)?.forward(&inputs.x, &elsewhere, &inputs.y).unwrap_err().to_string();
+    assert!(error.starts_with("margin loss: features X are on Cuda { gpu_id: 0 } and weight W on Cpu"), "{error}");
+    Ok(())
+}
+
+/// A loss is used on several devices, and a clone of it shares its tables.
+#[test]
+fn one_loss_on_every_device() -> Result<()> {
+    let loss = loss(12, "DBM-BS", false, 16 << 20)?;
+    let inputs = Inputs::random(9, 12, 7, false, 35)?.on(&Device::Cpu)?;
+    let expected = off_tape(&loss, &inputs)?;
+    for _ in 0..2 {
+        let gpu = Device::new_cuda(0)?;
+        let there = inputs.on(&gpu)?;
+        let found = off_tape(&loss.clone(), &there)?;
+        assert!(distance(&found.dw, &expected.dw) <= 1e-13 * size(&expected.dw));
+        assert_eq!(flat(&loss.forward(&there.x, &there.w, &there.y)?), found.loss);
     }
     Ok(())
 }

@@ -31,7 +31,9 @@ fn value(loss: &MarginLoss, x: &[f64], w: &[f64], inputs: &Inputs, upstream: &[f
 #[test]
 fn exact_gradients_are_central_differences() -> Result<()> {
     let (mut checked, mut skipped) = (0, Vec::new());
-    for (n, c, d) in SIZES {
+    // Two of the sizes on CUDA: differences take thousands of launches.
+    let sizes = if common::on_cuda() { &SIZES[..2] } else { &SIZES[..] };
+    for &(n, c, d) in sizes {
         for (name, builder) in builders(c) {
             if name.contains("detached") || name.contains("straight through") {
                 continue; // not the derivative of the loss, by definition: see `surrogate_gradients`
@@ -77,7 +79,7 @@ fn exact_gradients_are_central_differences() -> Result<()> {
         }
     }
     println!("{checked} cases; no inputs without a jump for {skipped:?}");
-    assert!(skipped.is_empty() && checked >= 80, "{checked} cases; left out: {skipped:?}");
+    assert!(skipped.is_empty() && checked >= 20 * sizes.len(), "{checked} cases; left out: {skipped:?}");
     Ok(())
 }
 

@@ -39,12 +39,17 @@ fn f64_agrees_with_the_composed_loss() -> Result<()> {
 /// Several blocks of rows, ranges of classes, lanes and tiles: forced by a small workspace, and by size.
 #[test]
 fn every_way_to_cut_a_problem() -> Result<()> {
-    let sizes = [
-        (70, 1100, 40, DEFAULT_WORKSPACE_BYTES),
-        (300, 600, 33, 1),
-        (1100, 70, 24, DEFAULT_WORKSPACE_BYTES),
-        (90, 4000, 150, 1),
-    ];
+    let sizes = if common::on_cuda() {
+        // On one chip, split; chunks of classes; chunks of rows and of classes.
+        vec![(70, 1100, 40, DEFAULT_WORKSPACE_BYTES), (130, 1700, 20, 1), (3300, 130, 8, 1)]
+    } else {
+        vec![
+            (70, 1100, 40, DEFAULT_WORKSPACE_BYTES),
+            (300, 600, 33, 1),
+            (1100, 70, 24, DEFAULT_WORKSPACE_BYTES),
+            (90, 4000, 150, 1),
+        ]
+    };
     for (n, c, d, budget) in sizes {
         for (name, builder) in builders(c) {
             if !["DBM-BS", "per class, weights", "DBM-BS per row", "cosine softmax"]

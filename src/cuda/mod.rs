@@ -346,10 +346,12 @@ fn chunk_arguments(
 ) -> MarginLossChunk {
     let d = sizes.d;
     let memory = &chunk.memory;
-    let class_dots = workspace + align(memory.g) as u64;
-    let partial_sums = class_dots + align(memory.class_dots) as u64;
-    let dx_sums = partial_sums + align(memory.partial_sums) as u64;
+    // What several chunks add to comes first: it stays where it is when the other parts change their sizes.
+    let dx_sums = workspace;
     let dw_sums = dx_sums + align(memory.dx_sums) as u64;
+    let class_dots = dw_sums + align(memory.dw_sums) as u64;
+    let g = class_dots + align(memory.class_dots) as u64;
+    let partial_sums = g + align(memory.g) as u64;
     let (rows, classes) = (chunk.rows.len(), chunk.classes.len());
     // On tensor cores dX and dW have a g each, in the type of X.
     let second_g = if kind.has_two_g() && chunk.dx { rows * pad(classes) * sizes.x } else { 0 };
@@ -360,8 +362,8 @@ fn chunk_arguments(
         rows: rows as i64,
         class0: chunk.classes.start as i64,
         classes: classes as i64,
-        g_dx: if chunk.dx { workspace as _ } else { std::ptr::null_mut() },
-        g_dw: if chunk.dw { (workspace + second_g as u64) as _ } else { std::ptr::null_mut() },
+        g_dx: if chunk.dx { g as _ } else { std::ptr::null_mut() },
+        g_dw: if chunk.dw { (g + second_g as u64) as _ } else { std::ptr::null_mut() },
         stride: pad(classes) as i64,
         class_dots: if chunk.dw { class_dots as _ } else { std::ptr::null_mut() },
         partial_sums: partial_sums as _,

@@ -120,15 +120,17 @@ pub(super) struct Chunk {
     pub arrivals: usize,
 }
 
-/// Parts of the workspace, in bytes and in their order.
+/// Parts of the workspace, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Memory {
-    /// At the size of a sum: two halves, on tensor cores, take as much
-    pub g: usize,
-    pub class_dots: usize,
-    pub partial_sums: usize,
+    /// Sums of dX and of dW over several chunks
     pub dx_sums: usize,
     pub dw_sums: usize,
+    /// Of all row tiles, whatever rows a chunk has
+    pub class_dots: usize,
+    /// At the size of a sum: two halves, on tensor cores, take as much
+    pub g: usize,
+    pub partial_sums: usize,
 }
 
 impl Memory {
@@ -314,17 +316,22 @@ mod tests {
         // dX: for each range of rows, classes from 0 to C; dW: the same the other way around.
         let mut rows_done = std::collections::BTreeMap::<(usize, usize), usize>::new();
         let mut classes_done = std::collections::BTreeMap::<(usize, usize), usize>::new();
+        let (mut dx_sums, mut dw_sums) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
         for chunk in &plan.chunks {
             assert!(chunk.rows.start % TILE == 0 && chunk.classes.start % TILE == 0 && chunk.dx_splits > 0 && chunk.dw_splits > 0);
             if chunk.dx {
                 let done = rows_done.entry((chunk.rows.start, chunk.rows.end)).or_default();
                 assert_eq!(*done, chunk.classes.start, "{sizes:?}");
                 *done = chunk.classes.end;
+                let sums = *dx_sums.entry(chunk.rows.start).or_insert(chunk.memory.dx_sums);
+                assert_eq!(sums, chunk.memory.dx_sums, "what chunks add to stays where it is");
             }
             if chunk.dw {
                 let done = classes_done.entry((chunk.classes.start, chunk.classes.end)).or_default();
                 assert_eq!(*done, chunk.rows.start, "{sizes:?}");
                 *done = chunk.rows.end;
+                let (memory, first) = (&chunk.memory, *dw_sums.entry(chunk.classes.start).or_insert(chunk.memory));
+                assert_eq!((memory.dw_sums, memory.class_dots), (first.dw_sums, first.class_dots), "as above");
             }
         }
         for (done, wanted, all, other) in [(rows_done, dx, sizes.n, sizes.c), (classes_done, dw, sizes.c, sizes.n)] {
