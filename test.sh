@@ -21,9 +21,27 @@ fi
 
 cargo test --release --workspace
 
-# CUDA on the emulated GPU: the composed loss, and Candle's own kernels.
+# CUDA on the emulated GPU: our kernels and Candle's own; then the suites of the CPU path on the device, with the kernels that a call takes by
+# itself, and with the streaming ones alone. The last two run side by side: an emulated device is one thread.
 if [ "$nvcc" = yes ]; then
-    sh tests/emulator/run.sh cargo test --release --features cuda --test cuda --test candle_cuda
+    cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
+    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle"
+    # shellcheck disable=SC2086
+    cuda --no-run --lib --test cuda --test candle_cuda $suites
+    mkdir -p target/test-logs
+    (
+        set -e
+        cuda --lib cuda
+        cuda --test cuda --test candle_cuda
+        MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1 cuda --test golden --test oracle -- f64 lower
+    ) >target/test-logs/streaming 2>&1 &
+    streaming=$!
+    # shellcheck disable=SC2086
+    MARGIN_LOSS_DEVICE=cuda cuda $suites
+    printf '\nCUDA kernels, and the suites with the streaming kernels:\n'
+    if wait "$streaming"; then failed=0; else failed=1; fi
+    cat target/test-logs/streaming
+    [ "$failed" = 0 ]
 fi
 
 # The PyTorch reference, where some python3 has torch: it is large, and its golden cases are committed.

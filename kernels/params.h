@@ -19,6 +19,8 @@
 #define MARGIN_LOSS_FUSED_SHARED_F32 21504
 #define MARGIN_LOSS_FUSED_SHARED_TENSOR 36864
 #define MARGIN_LOSS_FUSED_STATIC 2048
+// Its blocks that a multiprocessor has room for in registers; for three, sm_120 would spill.
+#define MARGIN_LOSS_FUSED_BLOCKS 2
 #define MARGIN_LOSS_VALUES_ROW 66
 
 // InstanceGate

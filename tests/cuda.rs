@@ -84,8 +84,8 @@ fn kernels_agree() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
     for (n, c, d) in [(1, 1, 1), (63, 65, 16), (64, 64, 64), (65, 63, 65), (129, 200, 48), (2, 700, 130), (200, 1100, 500)] {
         for (x, w) in TYPES {
-            if d == 500 && x == DType::F64 {
-                continue; // minutes of emulation; the sums of a half type are what this size is for
+            if d == 500 && (x, w) != (DType::BF16, DType::BF16) {
+                continue; // minutes of emulation; a half type's sums beside the gradient are what this size is for
             }
             let inputs = Inputs::random(n, c, d, true, 32)?.with_sample_weights(7)?;
             let inputs = Inputs { x: inputs.x.to_dtype(x)?, w: inputs.w.to_dtype(w)?, ..inputs }.on(&gpu)?;

@@ -559,15 +559,14 @@ impl Kind {
         }
     }
 
-    /// What fused_step takes of a device: `Kind::FUSED_SHARED` and `BLOCKS` in rows.cuh.
+    /// What fused_step takes of a device: `Kind::FUSED_SHARED` in rows.cuh.
     fn fused<T: Accumulator>(self) -> FusedKind {
         let shared = match (self.x, self.tensor_cores) {
             (DType::F64, _) => params::MARGIN_LOSS_FUSED_SHARED_F64,
             (_, false) => params::MARGIN_LOSS_FUSED_SHARED_F32,
             (_, true) => params::MARGIN_LOSS_FUSED_SHARED_TENSOR,
         };
-        let blocks = if self.x == DType::F64 { 2 } else { 3 };
-        FusedKind { shared: shared as usize, statistics: T::STATISTICS, blocks }
+        FusedKind { shared: shared as usize, statistics: T::STATISTICS }
     }
 
     /// Whether dX and dW have a g each, in the type of X, as bf16's tensor cores take it.

@@ -25,6 +25,7 @@ if [ "${CUDA_HOME:-}" != "$home" ]; then
     # Written only when they change: Candle's build starts anew when they are newer.
     [ "$(cat "$home/real" 2>/dev/null || true)" = "$real" ] || printf '%s\n' "$real" >"$home/real"
     cmp -s "$here/nvcc.sh" "$home/bin/nvcc" || { cp "$here/nvcc.sh" "$home/bin/nvcc"; chmod +x "$home/bin/nvcc"; }
+    [ ! -e "$real/bin/ptxas" ] || ln -sfn "$real/bin/ptxas" "$home/bin/ptxas"
     for part in include nvvm; do
         [ ! -e "$real/$part" ] || ln -sfn "$real/$part" "$home/$part"
     done
@@ -38,8 +39,9 @@ done
 
 export CUDA_HOME="$home" CUDA_PATH="$home" CUDA_ROOT="$home" NVCC="$home/bin/nvcc" PATH="$home/bin:$PATH"
 # bindgen reads kernels/params.h with libclang: what the machine has, or what PyPI brings.
-if [ -z "${LIBCLANG_PATH:-}" ] && [ -d "${CUDA_TOOLKIT_DIR:-$target/cuda-toolkit}/clang/native" ]; then
-    export LIBCLANG_PATH="${CUDA_TOOLKIT_DIR:-$target/cuda-toolkit}/clang/native"
+if [ -z "${LIBCLANG_PATH:-}" ] && ! ls /usr/lib/llvm*/lib /usr/lib/*-linux-gnu 2>/dev/null | grep -Eq '^libclang(-[0-9]+)?\.so'; then
+    sh "$here/toolkit.sh" bindgen >/dev/null
+    export LIBCLANG_PATH="${CUDA_TOOLKIT_DIR:-$root/target/cuda-toolkit}/bindgen/clang/native"
 fi
 export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}" CUDAFORGE_THREADS="${CUDAFORGE_THREADS:-2}"
 export LIBRARY_PATH="$home/lib${LIBRARY_PATH:+:$LIBRARY_PATH}" LD_LIBRARY_PATH="$home/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
