@@ -32,7 +32,9 @@ mod cuda {
             .generate_comments(false)
             .derive_default(true)
             .generate()
-            .unwrap_or_else(|error| panic!("kernels/params.h could not be read by bindgen (is libclang installed?): {error}"));
+            .unwrap_or_else(|error| {
+                panic!("kernels/params.h could not be read by bindgen (is libclang installed?): {error}")
+            });
         bindings.write_to_file(out.join("params.rs")).expect("OUT_DIR can be written");
         cc::Build::new().cpp(true).std("c++17").file("kernels/host.cpp").compile("candle_margin_loss_host");
     }
@@ -59,8 +61,12 @@ mod cuda {
             Err(_) => LEAST_CAPABILITY,
             Ok(text) => {
                 let number = text.replace('.', "").parse::<u32>();
-                let number = number.unwrap_or_else(|_| panic!("CUDA_COMPUTE_CAP is to be a number such as 80 or 9.0, it is {text}"));
-                assert!(number >= LEAST_CAPABILITY, "CUDA_COMPUTE_CAP is {text}, the kernels need compute capability 8.0");
+                let number = number
+                    .unwrap_or_else(|_| panic!("CUDA_COMPUTE_CAP is to be a number such as 80 or 9.0, it is {text}"));
+                assert!(
+                    number >= LEAST_CAPABILITY,
+                    "CUDA_COMPUTE_CAP is {text}, the kernels need compute capability 8.0"
+                );
                 number
             }
         };

@@ -27,12 +27,12 @@ if [ "$nvcc" = yes ]; then
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
     suites="--test golden --test oracle --test gradient --test errors --test traps --test candle"
     # shellcheck disable=SC2086
-    cuda --no-run --lib --test cuda --test candle_cuda $suites
+    cuda --no-run --lib --test cuda --test candle_cuda --test targets --test figures $suites
     mkdir -p target/test-logs
     (
         set -e
         cuda --lib cuda
-        cuda --test cuda --test candle_cuda
+        cuda --test cuda --test candle_cuda --test targets --test figures
         MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1 cuda --test golden --test oracle -- f64 lower
     ) >target/test-logs/streaming 2>&1 &
     streaming=$!

@@ -48,7 +48,8 @@ struct Fma {
     // 4 more than a tile keeps rows aligned for vector accesses.
     using Step = T[STEP][TILE + 4];
 
-    struct Stages {
+    // Aligned, so that a row's values come four at a time: one at a time, lanes would meet in banks.
+    struct alignas(16) Stages {
         Step a[2], b[2];
     };
 

@@ -33,7 +33,8 @@ pub use counts::{ClassCounts, Group};
 pub use error::{Error, Result};
 pub(crate) use loss::Params;
 pub use loss::{
-    ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, IGNORED, LossOutput, MarginLoss, MarginLossBuilder, Prior, Reduction,
+    ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, IGNORED, LossOutput, MarginLoss,
+    MarginLossBuilder, Prior, Reduction,
 };
 pub use margin::{AngleRange, InstanceGate, Margin, TargetGradient};
 pub use schedule::LossSchedule;

@@ -86,7 +86,10 @@ fn same_storage(a: &Tensor, b: &Tensor) -> bool {
 
 /// What backward needs of a forward pass, on the device that made it.
 enum States {
-    Cpu { rows: Vec<RowState>, targets: Targets },
+    Cpu {
+        rows: Vec<RowState>,
+        targets: Targets,
+    },
     #[cfg(feature = "cuda")]
     Cuda(crate::cuda::States),
 }

@@ -8,7 +8,9 @@ mod common;
 
 use candle_core::{DType, Device, Tensor};
 use candle_margin_loss::{MarginLoss, Reduction};
-use common::{Inputs, Outcome, Result, builders, composed, composed_where_it_is, distance, flat, fused, losses, off_tape, size};
+use common::{
+    Inputs, Outcome, Result, builders, composed, composed_where_it_is, distance, flat, fused, losses, off_tape, size,
+};
 
 #[test]
 fn the_composed_loss_is_the_same_on_cuda() -> Result<()> {
@@ -82,7 +84,9 @@ fn bits_do_not_depend_on_order() -> Result<()> {
 #[test]
 fn kernels_agree() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
-    for (n, c, d) in [(1, 1, 1), (63, 65, 16), (64, 64, 64), (65, 63, 65), (129, 200, 48), (2, 700, 130), (200, 1100, 500)] {
+    for (n, c, d) in
+        [(1, 1, 1), (63, 65, 16), (64, 64, 64), (65, 63, 65), (129, 200, 48), (2, 700, 130), (200, 1100, 500)]
+    {
         for (x, w) in TYPES {
             if d == 500 && (x, w) != (DType::BF16, DType::BF16) {
                 continue; // minutes of emulation; a half type's sums beside the gradient are what this size is for

@@ -12,7 +12,8 @@ use common::device;
 
 fn zeros(shape: &[usize], dtype: DType) -> Tensor {
     // Candle's CUDA backend fills no empty tensor.
-    if shape.contains(&0) { Tensor::zeros(shape, dtype, &device()) } else { Tensor::ones(shape, dtype, &device()) }.unwrap()
+    if shape.contains(&0) { Tensor::zeros(shape, dtype, &device()) } else { Tensor::ones(shape, dtype, &device()) }
+        .unwrap()
 }
 
 /// The error of a call on a loss over 3 classes, without its backtrace.

@@ -44,7 +44,10 @@ fn compile(ptxas: &Path, kernel: &str, architecture: &str) -> BTreeMap<String, R
             current = rest.split('\'').next().unwrap_or_default().to_string();
         } else if line.contains("bytes stack frame") {
             let spills = number(line, "bytes spill stores") + number(line, "bytes spill loads");
-            entries.insert(current.clone(), Resources { stack: number(line, "bytes stack frame"), spills, ..Default::default() });
+            entries.insert(
+                current.clone(),
+                Resources { stack: number(line, "bytes stack frame"), spills, ..Default::default() },
+            );
         } else if line.contains(" registers") {
             let entry = entries.entry(current.clone()).or_insert_with(Resources::default);
             (entry.registers, entry.shared) = (number(line, "registers"), number(line, "bytes smem"));
@@ -69,7 +72,8 @@ fn every_target_as_recorded() {
         println!("SKIPPED: the table is of ptxas 13.0, {} is {version:?}", ptxas.display());
         return;
     }
-    let jobs: Vec<_> = KERNELS.iter().flat_map(|kernel| ARCHITECTURES.map(|architecture| (*kernel, architecture))).collect();
+    let jobs: Vec<_> =
+        KERNELS.iter().flat_map(|kernel| ARCHITECTURES.map(|architecture| (*kernel, architecture))).collect();
     let mut found = BTreeMap::<String, BTreeMap<&str, Resources>>::new();
     for pair in jobs.chunks(2) {
         let results = std::thread::scope(|scope| {

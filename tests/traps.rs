@@ -21,7 +21,9 @@ fn offsets_beyond_32_bits() -> Result<()> {
     assert_eq!(flat(&all.per_sample)[n - 3..], flat(&last.per_sample));
 
     if common::on_cuda() {
-        println!("SKIPPED on CUDA: N·C = 4.4·10⁹ takes an emulated device hours; tests/cuda.rs has offsets beyond 32 bits of its own");
+        println!(
+            "SKIPPED on CUDA: N·C = 4.4·10⁹ takes an emulated device hours; tests/cuda.rs has offsets beyond 32 bits of its own"
+        );
         return Ok(());
     }
     // N·C = 4.4·10⁹: a class's row of cosines starts beyond 2³² in the whole, and the workspace stays at its budget.

@@ -179,7 +179,10 @@ fn compare(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let device = match arguments.device {
         DeviceName::Cpu => Device::Cpu,
-        DeviceName::Cuda => return Err("this build has no CUDA: use --device cpu".into()),
+        DeviceName::Cuda if cfg!(feature = "cuda") => Device::new_cuda(0)?,
+        DeviceName::Cuda => {
+            return Err("this build has no CUDA: build with --features cuda, or use --device cpu".into());
+        }
     };
     let dataset = load(arguments)?;
     let recipe = recipe(arguments, &dataset)?;
@@ -199,8 +202,12 @@ fn compare(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut written = plots::all(&arguments.out, &arguments.losses, &dataset, &outcomes, &recipe.losses)?;
     let results = arguments.out.join("results.json");
     let seconds = (load_seconds, started.elapsed().as_secs_f64());
-    let settings =
-        report::Settings { dataset: name(&arguments.dataset), data_seed: arguments.data_seed, jobs: jobs(arguments) };
+    let settings = report::Settings {
+        dataset: name(&arguments.dataset),
+        device: if device.is_cuda() { "cuda" } else { "cpu" },
+        data_seed: arguments.data_seed,
+        jobs: jobs(arguments),
+    };
     std::fs::write(&results, report::json(&settings, &dataset, &recipe, &outcomes, seconds))
         .map_err(|error| format!("{}: {error}", results.display()))?;
     written.push(results);

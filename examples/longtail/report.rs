@@ -146,6 +146,7 @@ pub fn gains(losses: &[Loss], outcomes: &[Outcome]) -> String {
 /// What results.json has beside the recipe.
 pub struct Settings {
     pub dataset: String,
+    pub device: &'static str,
     pub data_seed: u64,
     pub jobs: usize,
 }
@@ -206,7 +207,7 @@ pub fn json(
             "group_rule": dataset.groups.rule,
         },
         "settings": {
-            "device": "cpu",
+            "device": settings.device,
             "network": format!("{:?}", recipe.network).to_lowercase(),
             "hidden": recipe.hidden,
             "features": recipe.features,

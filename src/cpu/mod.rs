@@ -207,7 +207,14 @@ where
         let params = problem.params();
         let rows = targets.rows.len().max(1);
         let copies = W::as_acc(&[]).is_none();
-        let plan = Plan::new(rows, c, d, size_of::<X::Acc>(), params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES), copies);
+        let plan = Plan::new(
+            rows,
+            c,
+            d,
+            size_of::<X::Acc>(),
+            params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES),
+            copies,
+        );
         Self { params, pool: &problem.loss.pool, targets, n, c, d, x, w, plan, arch: Arch::new() }
     }
 

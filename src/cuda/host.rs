@@ -1,6 +1,6 @@
 //! The kernels' formulas, compiled for the host, against those of the CPU path.
 
-use super::params::{MarginLossRule, MarginLossOptions};
+use super::params::{MarginLossOptions, MarginLossRule};
 use crate::margin::{AngleRange, InstanceGate, MarginRule, TargetGradient};
 
 unsafe extern "C" {

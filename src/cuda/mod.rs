@@ -21,7 +21,10 @@ use candle_core::cuda_backend::{CudaDType, CudaStorage, CudaStorageSlice, Device
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, CudaDevice, DType, InplaceOp1, Layout, Shape, Storage, Tensor};
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop, ValidAsZeroBits};
+use cudarc::driver::{
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
+    ValidAsZeroBits,
+};
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
@@ -69,7 +72,8 @@ impl TablePool {
         }
         let params = problem.params();
         let upload = |values: &[f64]| device.clone_htod(values);
-        let unless = |values: &[f64], plain: f64| values.iter().any(|&v| v != plain).then(|| upload(values)).transpose();
+        let unless =
+            |values: &[f64], plain: f64| values.iter().any(|&v| v != plain).then(|| upload(values)).transpose();
         let tables = Arc::new(Tables {
             angular: upload(&params.angular)?,
             additive: upload(&params.additive)?,
@@ -126,7 +130,11 @@ impl Accumulator for f64 {
 }
 
 /// New gradient tensors, each where it is wanted. What is in them is unspecified until a pass has written them.
-pub(crate) fn new_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
+pub(crate) fn new_gradients(
+    problem: &Problem,
+    features: bool,
+    weight: bool,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let new = |wanted: bool, like: &Tensor| {
         // SAFETY: every element is written by the backward pass before the tensor is handed out.
         wanted.then(|| unsafe { Tensor::empty(like.dims(), like.dtype(), like.device()) }).transpose()
@@ -221,7 +229,12 @@ fn typed_forward<T: Accumulator>(problem: &Problem, out: Gradients) -> Result<(L
     })
 }
 
-fn stream_forward<T: Accumulator>(problem: &Problem, device: &CudaDevice, stream: &CudaStream, call: &mut MarginLossCall) -> Result<()> {
+fn stream_forward<T: Accumulator>(
+    problem: &Problem,
+    device: &CudaDevice,
+    stream: &CudaStream,
+    call: &mut MarginLossCall,
+) -> Result<()> {
     let plan = Forward::new(&sizes(problem), &limits(stream)?);
     let mut arrivals = device.alloc_zeros::<u32>(1 + plan.row_tiles)?;
     let partials = if plan.splits > 1 { plan.splits * problem.n * T::STATISTICS } else { 1 };
@@ -255,7 +268,9 @@ fn fused_step<T: Accumulator>(
     let Some(plan) = Fused::new(&sizes, &limits, &kind.fused::<T>(), budget, &backward) else { return Ok(false) };
     let name = format!("fused_step_{}", kind.suffix());
     let function = device.get_or_load_custom_func(&name, FUSED_STEP.name, FUSED_STEP.ptx)?;
-    function.set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, plan.shared as i32).w()?;
+    function
+        .set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, plan.shared as i32)
+        .w()?;
     let resident = function.occupancy_max_active_blocks_per_multiprocessor(THREADS, plan.shared, None).w()? as usize;
     if resident < plan.blocks_a_multiprocessor {
         return Ok(false);
@@ -288,7 +303,13 @@ fn arrivals(device: &CudaDevice, chunk: &Chunk) -> Result<Option<CudaSlice<u32>>
 }
 
 /// The chunks of the backward pass, with a call whose states and upstream gradient are set.
-fn gradients(problem: &Problem, device: &CudaDevice, stream: &CudaStream, call: &mut MarginLossCall, out: Gradients) -> Result<()> {
+fn gradients(
+    problem: &Problem,
+    device: &CudaDevice,
+    stream: &CudaStream,
+    call: &mut MarginLossCall,
+    out: Gradients,
+) -> Result<()> {
     let sizes = sizes(problem);
     let plan = Backward::new(&sizes, &limits(stream)?, budget(problem), out.features.is_some(), out.weight.is_some());
     if plan.chunks.is_empty() {
@@ -482,7 +503,8 @@ fn with_call<R>(
     let (y_storage, y_layout) = problem.labels.storage_and_layout();
     let (labels, _y) = pointer(&y_storage, y_layout, &stream)?;
     let weights = problem.sample_weights.map(|weights| weights.storage_and_layout());
-    let (sample_weights, _s) = weights.as_ref().map(|(storage, layout)| pointer(storage, layout, &stream)).transpose()?.unzip();
+    let (sample_weights, _s) =
+        weights.as_ref().map(|(storage, layout)| pointer(storage, layout, &stream)).transpose()?.unzip();
     let mut call = MarginLossCall {
         options,
         n: problem.n as i64,
@@ -618,7 +640,11 @@ fn pointer<'a>(storage: &'a Storage, layout: &Layout, stream: &'a CudaStream) ->
     Ok((base + (layout.start_offset() * storage.dtype().size_in_bytes()) as u64, guard))
 }
 
-fn with_optional_pointer<R>(tensor: Option<&Tensor>, stream: &CudaStream, work: impl FnOnce(u64) -> Result<R>) -> Result<R> {
+fn with_optional_pointer<R>(
+    tensor: Option<&Tensor>,
+    stream: &CudaStream,
+    work: impl FnOnce(u64) -> Result<R>,
+) -> Result<R> {
     match tensor {
         None => work(0),
         Some(tensor) => with_pointer(tensor, stream, work),
@@ -636,8 +662,10 @@ fn with_pointer<R>(tensor: &Tensor, stream: &CudaStream, work: impl FnOnce(u64) 
 /// Candle's way to a tensor's storage for writing: an in-place op, here with what to do with its address.
 struct Write<'w> {
     stream: &'w CudaStream,
-    work: RefCell<Option<Box<dyn FnOnce(u64) + 'w>>>,
+    work: RefCell<Option<WriteFn<'w>>>,
 }
+
+type WriteFn<'w> = Box<dyn FnOnce(u64) + 'w>;
 
 impl InplaceOp1 for Write<'_> {
     fn name(&self) -> &'static str {

@@ -1,5 +1,6 @@
 //! `kernels/params.h` in Rust, made by bindgen, which also writes tests of every offset; and a loss's options in its terms.
-#![allow(non_upper_case_globals, non_camel_case_types, non_snake_case, missing_docs, dead_code, unreachable_pub)]
+// The `unsafe` is bindgen's: zeroing plain structs.
+#![allow(non_upper_case_globals, missing_docs, dead_code, clippy::undocumented_unsafe_blocks)]
 
 use cudarc::driver::DeviceRepr;
 

@@ -98,7 +98,8 @@ impl Fused {
             let shared = kind.shared + tiles.div_ceil(blocks) * values;
             let all = shared + params::MARGIN_LOSS_FUSED_STATIC as usize;
             // A device takes 1 KB of its own for each block.
-            let fits = all <= limits.shared_a_block && blocks_a_multiprocessor * (all + 1024) <= limits.shared_a_multiprocessor;
+            let fits = all <= limits.shared_a_block
+                && blocks_a_multiprocessor * (all + 1024) <= limits.shared_a_multiprocessor;
             fits.then_some(Self { blocks, blocks_a_multiprocessor, shared, partials })
         })
     }
@@ -267,8 +268,12 @@ fn chunks(all: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 mod tests {
     use super::*;
 
-    const H100: Limits =
-        Limits { multiprocessors: 132, shared_a_block: 227 << 10, shared_a_multiprocessor: 228 << 10, cooperative: true };
+    const H100: Limits = Limits {
+        multiprocessors: 132,
+        shared_a_block: 227 << 10,
+        shared_a_multiprocessor: 228 << 10,
+        cooperative: true,
+    };
     /// The least device: Jetson's and GeForce's of capability 8.6 have less shared memory.
     const SMALL: Limits =
         Limits { multiprocessors: 16, shared_a_block: 99 << 10, shared_a_multiprocessor: 100 << 10, cooperative: true };
@@ -316,7 +321,12 @@ mod tests {
         let mut classes_done = std::collections::BTreeMap::<(usize, usize), usize>::new();
         let (mut dx_sums, mut dw_sums) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
         for chunk in &plan.chunks {
-            assert!(chunk.rows.start % TILE == 0 && chunk.classes.start % TILE == 0 && chunk.dx_splits > 0 && chunk.dw_splits > 0);
+            assert!(
+                chunk.rows.start % TILE == 0
+                    && chunk.classes.start % TILE == 0
+                    && chunk.dx_splits > 0
+                    && chunk.dw_splits > 0
+            );
             if chunk.dx {
                 let done = rows_done.entry((chunk.rows.start, chunk.rows.end)).or_default();
                 assert_eq!(*done, chunk.classes.start, "{sizes:?}");

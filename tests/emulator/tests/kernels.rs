@@ -134,8 +134,7 @@ fn parameters_by_address() {
     let Some(ptx) = ptx("basic") else { return };
     let gpu = Gpu::new(&ptx).unwrap();
     let out = gpu.allocate(4 * 64);
-    let coefficients: Vec<u8> =
-        (1..=8).flat_map(|i| (i as f32).to_le_bytes()).chain(5i32.to_le_bytes()).collect();
+    let coefficients: Vec<u8> = (1..=8).flat_map(|i| (i as f32).to_le_bytes()).chain(5i32.to_le_bytes()).collect();
     launch(&gpu, "by_address", [2, 1, 1], [32, 1, 1], 0, &[&out.to_le_bytes(), &coefficients]).unwrap();
     let expected: Vec<f32> = (0..64).map(|i| (1 + i % 5) as f32 + 80.0).collect();
     assert_eq!(gpu.download::<f32>(out, 64).unwrap(), expected);

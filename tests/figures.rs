@@ -1,0 +1,200 @@
+//! What a step costs a GPU, counted: launches, bytes, bank conflicts, tensor-core work and memory, by the emulated device's counters, of this crate
+//! and of the loss composed of Candle's ops. The table is `kernels/figures.md`; the limits that must hold stand here.
+//! `MARGIN_LOSS_RECORD=1` writes the table anew, with the largest size too (minutes of emulation).
+#![cfg(feature = "cuda")]
+#![allow(missing_docs)]
+
+mod common;
+
+use std::fmt::Write;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_margin_loss::{MarginLoss, reference};
+use common::{Result, counts};
+use serde::Deserialize;
+
+/// What the driver writes of a launch: sectors are of 32 bytes.
+#[derive(Debug, Clone, Deserialize)]
+struct Launch {
+    kernel: String,
+    global_read: u64,
+    global_written: u64,
+    distinct_read: u64,
+    distinct_written: u64,
+    bank_conflicts: u64,
+    matrix_conflicts: u64,
+    local_accesses: u64,
+    mma_flop: u64,
+    memory: u64,
+}
+
+/// Sums over the launches of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Step {
+    launches: usize,
+    ours: Vec<String>,
+    requested: u64,
+    distinct: u64,
+    bank_conflicts: u64,
+    matrix_conflicts: u64,
+    local_accesses: u64,
+    mma_flop: u64,
+    /// Device memory at the launch that found most
+    memory: u64,
+}
+
+struct Counted {
+    path: std::path::PathBuf,
+    seen: usize,
+}
+
+impl Counted {
+    fn step(&mut self, work: impl FnOnce() -> Result<()>) -> Result<Step> {
+        work()?;
+        let text = std::fs::read_to_string(&self.path)?;
+        let all: Vec<Launch> = text.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
+        let launches = &all[self.seen..];
+        self.seen = all.len();
+        let sum = |of: fn(&Launch) -> u64| launches.iter().map(of).sum();
+        Ok(Step {
+            launches: launches.len(),
+            ours: launches
+                .iter()
+                .map(|l| l.kernel.clone())
+                .filter(|k| ["fused", "stream", "scale_g"].iter().any(|p| k.starts_with(p)))
+                .collect(),
+            requested: sum(|l| l.global_read + l.global_written),
+            distinct: sum(|l| 32 * (l.distinct_read + l.distinct_written)),
+            bank_conflicts: sum(|l| l.bank_conflicts),
+            matrix_conflicts: sum(|l| l.matrix_conflicts),
+            local_accesses: sum(|l| l.local_accesses),
+            mma_flop: sum(|l| l.mma_flop),
+            memory: launches.iter().map(|l| l.memory).max().unwrap_or(0),
+        })
+    }
+}
+
+/// One test: the counters are of the whole process.
+#[test]
+fn a_step_costs_what_is_recorded() -> Result<()> {
+    let path = std::env::temp_dir().join(format!("margin-loss-counters-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    // SAFETY: this is the process's only test, and no other thread reads the environment yet.
+    unsafe { std::env::set_var("PTX_EMULATOR_COUNTERS", &path) };
+    let gpu = Device::new_cuda(0)?;
+    let record = std::env::var_os("MARGIN_LOSS_RECORD").is_some();
+    let recorded_path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/figures.md");
+    let recorded = std::fs::read_to_string(recorded_path).unwrap_or_default();
+
+    let mut counted = Counted { path: path.clone(), seen: 0 };
+    let mut rows = Vec::new();
+    let large = [(256, 8142, 2048, DType::BF16)];
+    let sizes = [
+        (64, 100, 64, DType::F32),
+        (64, 100, 64, DType::BF16),
+        (256, 1000, 512, DType::F32),
+        (256, 1000, 2048, DType::BF16),
+    ];
+    for (n, c, d, dtype) in sizes.into_iter().chain(large.into_iter().filter(|_| record)) {
+        let x = Tensor::randn(0f32, 1., (n, d), &Device::Cpu)?.to_dtype(dtype)?.to_device(&gpu)?;
+        let w = Tensor::randn(0f32, 1., (c, d), &Device::Cpu)?.to_dtype(dtype)?.to_device(&gpu)?;
+        let y = Tensor::from_vec((0..n as u32).map(|i| i * 7 % c as u32).collect::<Vec<_>>(), n, &gpu)?;
+        let element = dtype.size_in_bytes() as u64;
+        let compulsory = 2 * element * ((n * d) as u64 + (c * d) as u64);
+        for (name, streaming) in [("fused_step", false), ("streaming", true)] {
+            let loss = MarginLoss::builder(c)
+                .counts(&counts(c))
+                .margin(candle_margin_loss::Margin::Dbm { k: 0.2, tau: 1.0 })
+                .instance_gate(candle_margin_loss::InstanceGate::HardPositives)
+                .prior(candle_margin_loss::Prior::BalancedSoftmax { tau: 1.0 })
+                .streaming(streaming)
+                .build()?;
+            if streaming && c > 1000 {
+                continue; // minutes more; the pair's ratio does not depend on the size here
+            }
+            let step = counted.step(|| {
+                loss.loss_and_grads(&x, &w, &y, None)?;
+                Ok(())
+            })?;
+            assert!(step.ours.len() == step.launches, "{:?}", step.ours);
+            assert_eq!(step.launches, if streaming { 3 } else { 1 }, "{name} {n} {c} {d} {dtype:?}");
+            assert!(streaming || step.ours[0].starts_with("fused_step"));
+            assert_eq!((step.matrix_conflicts, step.local_accesses), (0, 0), "{name} {n} {c} {d} {dtype:?}");
+            let pad = |count: usize, to: usize| count.next_multiple_of(to) as u64;
+            let products = |k: &[(usize, usize, usize)]| -> u64 {
+                k.iter().map(|&(m, n, k)| 2 * pad(m, 64) * pad(n, 64) * pad(k, 64)).sum()
+            };
+            let mut all = vec![(n, c, d), (n, d, c), (c, d, n)];
+            if streaming {
+                all.push((n, c, d)); // the logits once more
+            }
+            assert_eq!(
+                step.mma_flop,
+                if dtype == DType::BF16 { products(&all) } else { 0 },
+                "{name} {n} {c} {d} {dtype:?}: mma flop"
+            );
+            rows.push(row(n, c, d, dtype, name, &step, compulsory, "0"));
+        }
+        if c <= 1000 && d <= 512 {
+            let loss = MarginLoss::dbm_bs(&counts(c), 0.2)?;
+            let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+            let composed = counted.step(|| {
+                reference::forward(&loss, &x, &w, &y, None)?.loss.backward()?;
+                Ok(())
+            })?;
+            rows.push(row(n, c, d, dtype, "composed", &composed, compulsory, "3 and more"));
+        }
+    }
+    let _ = std::fs::remove_file(&path);
+    if record {
+        let mut table = String::from(
+            "# A step, counted\n\n\
+             DBM-BS, loss and both gradients, on the emulated device (H100's limits): kernel launches beside cuBLAS's products, whose bytes no counter sees;\n\
+             bytes that warps asked of global memory, and distinct sectors that each launch touched (a read and a write of one sector are two), over the\n\
+             compulsory X + W + dX + dW. Conflicts are shared-memory wavefronts beyond the first, those of matrix loads apart; memory is what was in use\n\
+             at the launch that found most, inputs and gradients included. Written and checked by `tests/figures.rs`.\n\n\
+             | N | C | D | type | | launches | cuBLAS | requested | distinct | bank conflicts | of ldmatrix | mma flop / 2NCD | MB |\n\
+             |---:|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+        );
+        for row in &rows {
+            writeln!(table, "{row}").unwrap();
+        }
+        std::fs::write(recorded_path, table)?;
+        return Ok(());
+    }
+    for row in rows {
+        let was = recorded.lines().find(|line| cells(line).get(..5) == cells(&row).get(..5));
+        let was = was.unwrap_or_else(|| panic!("kernels/figures.md has no line for\n{row}"));
+        for (column, (now, then)) in cells(&row).into_iter().zip(cells(was)).enumerate().skip(5) {
+            // Lanes that have parted come together at times that the order of warps decides: conflicts, and requests a little, vary with it.
+            let slack = if column == 9 { 0.1 } else { 0.02 };
+            let same = match (now.parse::<f64>(), then.parse::<f64>()) {
+                (Ok(now), Ok(then)) => (now - then).abs() <= slack * then.max(0.5),
+                _ => now == then,
+            };
+            assert!(same, "now\n{row}\nrecorded\n{was}\n(MARGIN_LOSS_RECORD=1 writes kernels/figures.md anew)");
+        }
+    }
+    Ok(())
+}
+
+fn cells(line: &str) -> Vec<&str> {
+    line.trim_matches('|').split('|').map(str::trim).collect()
+}
+
+/// A line of the table.
+#[allow(clippy::too_many_arguments)]
+fn row(n: usize, c: usize, d: usize, dtype: DType, name: &str, step: &Step, compulsory: u64, products: &str) -> String {
+    let ratio = |bytes: u64| format!("{:.2}", bytes as f64 / compulsory as f64);
+    format!(
+        "| {n} | {c} | {d} | {} | {name} | {} | {products} | {} | {} | {} | {} | {:.2} | {:.2} |",
+        dtype.as_str(),
+        step.launches,
+        ratio(step.requested),
+        ratio(step.distinct),
+        step.bank_conflicts,
+        step.matrix_conflicts,
+        step.mma_flop as f64 / (2 * n * c * d) as f64,
+        step.memory as f64 / 1e6
+    )
+}
