@@ -9,7 +9,8 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use candle_margin_loss::{MarginLoss, Reduction};
 use common::{
-    Inputs, Outcome, Result, builders, composed, composed_where_it_is, distance, flat, fused, losses, off_tape, size,
+    Inputs, Outcome, Result, builders, composed, composed_where_it_is, device, distance, flat, fused, losses, off_tape,
+    size,
 };
 
 #[test]
@@ -73,6 +74,81 @@ fn bits_do_not_depend_on_order() -> Result<()> {
                 for _ in 0..2 {
                     let label = format!("{n} {c} {d} {x:?} {w:?}, streaming {streaming}");
                     assert_same(&label, &off_tape(&loss, &inputs)?, &first);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every kernel against the CPU path on the same rounded inputs, in every type, on both sides of tiles and steps; with ignored rows, weights, every
+/// kind of norm (rows that need a scale, short rows, rows of 0) and rows that begin anywhere. `tests/mutants` runs this test on changed kernels.
+#[test]
+fn kernels_are_the_cpus() -> Result<()> {
+    let gpu = Device::new_cuda(0)?;
+    let few = std::env::var_os("MARGIN_LOSS_MUTANTS").is_some();
+    let types = TYPES.into_iter().filter(|&(x, w)| !few || (x == w && matches!(x, DType::F32 | DType::BF16)));
+    let name = "per class, weights, prior, smoothing, ignore, weighted mean";
+    for (x_type, w_type) in types {
+        for (n, c, d, budget) in [
+            (1, 1, 1, 16),
+            (65, 63, 65, 16),
+            (70, 130, 33, 16),
+            (5, 1500, 20, 16),
+            (130, 70, 200, 16),
+            (130, 1600, 17, 1),
+        ] {
+            let inputs = Inputs::random(n, c, d, true, 36)?.with_sample_weights(8)?;
+            let norms = |rows: usize, step: usize| -> Result<Tensor> {
+                let scale = |i: usize| match i % step {
+                    7 if x_type != DType::F16 => 1e25,
+                    11 if x_type != DType::F16 => 1e-14,
+                    13 => 0.0,
+                    _ => 1.0,
+                };
+                Ok(Tensor::from_vec((0..rows).map(scale).collect::<Vec<f64>>(), (rows, 1), &device())?)
+            };
+            // Norms of every kind at one size, where they are far from tiles' edges; elsewhere all tiles take the usual way.
+            let (mut x, mut w) = (inputs.x.clone(), inputs.w.clone());
+            if n == 70 {
+                (x, w) = (x.broadcast_mul(&norms(n, 16)?)?, w.broadcast_mul(&norms(c, 67)?)?);
+            }
+            let inputs = Inputs { x: x.to_dtype(x_type)?, w: w.to_dtype(w_type)?, ..inputs };
+            for streaming in [false, true] {
+                let loss = loss(c, name, streaming, budget << 20)?;
+                let expected = off_tape(&loss, &inputs.on(&Device::Cpu)?)?;
+                let aligned = inputs.on(&gpu)?;
+                let ends = |t: &Tensor| -> candle_core::Result<Tensor> {
+                    Tensor::cat(&[&t.narrow(1, 0, 1)?, t, &t.narrow(1, 0, 1)?], 1)?.narrow(1, 1, d)
+                };
+                let unaligned = Inputs { x: ends(&aligned.x)?, w: ends(&aligned.w)?, ..aligned.clone() };
+                for (which, inputs) in [("aligned", &aligned), ("unaligned", &unaligned)] {
+                    let found = off_tape(&loss, inputs)?;
+                    let label = format!("{n} {c} {d} {x_type:?} {w_type:?}, {which}, streaming {streaming}");
+                    assert_eq!((&found.predicted, &found.hard), (&expected.predicted, &expected.hard), "{label}");
+                    for ((part, a), (_, b)) in found.parts().into_iter().zip(expected.parts()) {
+                        // Rows of their own sizes: a gradient is in 1/norm.
+                        let width = if matches!(part, "dX" | "dW") { d } else { a.len() };
+                        let dtype = if part == "dW" { w_type } else { x_type };
+                        let rounding = match (part, dtype) {
+                            ("dX" | "dW", DType::BF16) => 4.0 * f64::from(half::bf16::EPSILON),
+                            ("dX" | "dW", DType::F16) => 4.0 * f64::from(half::f16::EPSILON),
+                            (_, DType::F64) => 1e-11,
+                            _ => 1e-4,
+                        };
+                        let whole = size(b);
+                        for (row, (a, b)) in a.chunks(width).zip(b.chunks(width)).enumerate() {
+                            // What is small beside the whole is rounding of what made it, unless norms differ.
+                            let least = if n == 70 { 1e-30 } else { 0.1 * whole };
+                            let error = distance(a, b);
+                            let bound = rounding * size(b).max(least).max(1e-12);
+                            assert!(
+                                error <= bound,
+                                "{label}: {part} of row {row} is off by {error:e} of {:e}",
+                                size(b)
+                            );
+                        }
+                    }
                 }
             }
         }

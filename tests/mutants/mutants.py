@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Changes the CUDA kernels one barrier, fence, wait, mask or bound at a time, and runs them on the emulated GPU: each change is to be
+reported by the emulator or to change a result (tests/cuda.rs, kernels_are_the_cpus).
+
+    sh tests/emulator/run.sh python3 tests/mutants/mutants.py [--record] [PART OF A NAME]
+
+A mutant's kernels are compiled by nvcc for three kinds (f32, bf16, bf16 on tensor cores) and put in place of those of the test's binary by the emulated
+driver (PTX_EMULATOR_REPLACE). --record writes table.md.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "kernels"
+MODULES = ["stream_forward", "stream_backward", "fused_step"]
+KINDS = """ENTRY(f32, margin_loss::OnFma<float, float>)
+ENTRY(bf16, margin_loss::OnFma<__nv_bfloat16, __nv_bfloat16>)
+ENTRY(bf16_tensor, margin_loss::OnTensorCores<__nv_bfloat16>)
+#undef ENTRY
+"""
+
+SYNC = "__syncthreads();"
+# (file, what stands there, what is put there, which occurrence)
+MUTANTS = [
+    # barriers of a block
+    ("tile.cuh", SYNC, "", 0), ("tile.cuh", SYNC, "", 1), ("tile.cuh", SYNC, "", 2),
+    ("mma.cuh", SYNC, "", 0), ("mma.cuh", SYNC, "", 1), ("mma.cuh", SYNC, "", 2),
+    ("rows.cuh", "if (!__syncthreads_or(!plain)) return;", "if (plain) return;", 0),
+    ("rows.cuh", SYNC, "", 0), ("rows.cuh", SYNC, "", 1), ("rows.cuh", SYNC, "", 2), ("rows.cuh", SYNC, "", 3), ("rows.cuh", SYNC, "", 4),
+    ("common.cuh", SYNC, "", 0), ("common.cuh", SYNC, "", 1), ("common.cuh", SYNC, "", 2), ("common.cuh", SYNC, "", 3),
+    ("backward.cuh", SYNC, "", 0), ("backward.cuh", SYNC, "", 1), ("backward.cuh", SYNC, "", 2),
+    ("stream_forward.cu", SYNC, "", 0), ("stream_forward.cu", SYNC, "", 1),
+    ("stream_backward.cu", SYNC, "", 0),
+    ("fused_step.cu", SYNC, "", 0), ("fused_step.cu", SYNC, "", 1), ("fused_step.cu", SYNC, "", 2), ("fused_step.cu", SYNC, "", 3),
+    # of the grid, and fences
+    ("fused_step.cu", "grid.sync();", "__syncthreads();", 0), ("fused_step.cu", "grid.sync();", "__syncthreads();", 1),
+    ("fused_step.cu", "grid.sync();", "__syncthreads();", 2),
+    ("common.cuh", "__threadfence();", "", 0), ("common.cuh", "__threadfence();", "", 1),
+    ("common.cuh", "== expected - 1", "== 0", 0),
+    # copies in flight
+    ("mma.cuh", "wait_copies<1>();", "", 0), ("mma.cuh", "wait_copies<1>();", "wait_copies<2>();", 0),
+    ("mma.cuh", "commit_copies(); // an empty", "// an empty", 0),
+    ("mma.cuh", "chunk ^ (row % 8)", "chunk ^ (row % 4)", 0),
+    ("mma.cuh", "scale == 1.f && aligned", "scale == 1.f", 0), ("mma.cuh", "scale == 1.f && aligned", "aligned", 0),
+    # masks
+    ("mma.cuh", "count >= CHUNK ? CHUNK : count > 0 ? int(count) : 0", "CHUNK", 0),
+    ("mma.cuh", "r < rows && k < depth &&", "k < depth &&", 0), ("mma.cuh", "r < rows && k < depth &&", "r < rows &&", 0),
+    ("mma.cuh", "(mask == nullptr || mask[r] >= 0)", "true", 0),
+    ("mma.cuh", "k < depth && m < width && by.counts(k)", "m < width && by.counts(k)", 0),
+    ("mma.cuh", "k < depth && m < width && by.counts(k)", "k < depth && m < width", 0),
+    ("tile.cuh", "lane() < rows && ", "", 0), ("tile.cuh", "(mask == nullptr || mask[lane()] >= 0)", "true", 0),
+    ("tile.cuh", "k < depth && by.counts(k)", "by.counts(k)", 0), ("tile.cuh", "k < depth && by.counts(k)", "k < depth", 0),
+    ("common.cuh", "if (aligned && count >= 8)", "if (aligned)", 0), ("common.cuh", "if (aligned && count >= 8)", "if (count >= 8)", 0),
+    ("common.cuh", "i < count ?", "i <= count ?", 0),
+    ("rows.cuh", "row0 + r < call.n ? label_of(call, row0 + r) : BAD_LABEL", "label_of(call, row0 + r)", 0),
+    ("rows.cuh", "call.options.prior != nullptr && class0 + j < call.c", "call.options.prior != nullptr", 0),
+    ("rows.cuh", "if (j == target) continue;", "", 0), ("rows.cuh", "if (j == target) {", "if (false) {", 0),
+    ("rows.cuh", "call.c - class0 < TILE ? call.c - class0 : TILE", "TILE", 0),
+    ("backward.cuh", "if (tile.labels[row] < 0) value = of.target;", "", 0), ("backward.cuh", "if (!is_class) value = T(0);", "", 0),
+    ("backward.cuh", "if (column == tile.target_in(class0, row)) value = of.target;", "", 0),
+    ("backward.cuh", "if (!first) sum += sums[row * d + at];", "", 0), ("backward.cuh", "row < TILE && row < rows && at < d", "row < TILE && at < d", 0),
+    ("backward.cuh", "row < TILE && row < rows && at < d", "row < TILE && row < rows", 0),
+    ("backward.cuh", "if (counts && norm.projects())", "if (counts)", 0), ("backward.cuh", "if (counts && norm.projects())", "if (false)", 0),
+    # bounds
+    ("tile.cuh", "i64(step + 1) * STEP), b.fetch(i64(step + 1) * STEP)", "i64(step + 1) * STEP), b.fetch(i64(step) * STEP)", 0),
+    ("tile.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0), ("mma.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0),
+    ("stream_forward.cu", "class_tiles * (split + 1) / call.splits", "class_tiles * (split + 1) / call.splits - (split > 0)", 0),
+    ("stream_forward.cu", "other = 1; other < call.splits", "other = 2; other < call.splits", 0),
+    ("backward.cuh", "(depth + TILE - 1) / TILE", "depth / TILE", 0), ("backward.cuh", "if (*end > depth) *end = depth;", "", 0),
+    ("backward.cuh", "i64 other = 0; other < splits", "i64 other = 1; other < splits", 0),
+    ("backward.cuh", "row < (part + 1) * (TILE / 2)", "row < (part + 1) * (TILE / 2) - part", 0),
+    ("backward.cuh", "sum + dots[column]", "sum", 0), ("backward.cuh", "t < row_tiles", "t < 1", 0),
+    ("fused_step.cu", "tiles * (blockIdx.x + 1) / gridDim.x", "tiles * (blockIdx.x + 1) / gridDim.x - (blockIdx.x == 1)", 0),
+    ("fused_step.cu", "class_tile += 32", "class_tile += 64", 0), ("fused_step.cu", "int offset = 16; offset > 0", "int offset = 8; offset > 0", 0),
+    # numbers at their ends
+    ("margin.cuh", "other.max == T(-INFINITY) ? T(1) : exp2", "exp2", 0), ("rows.cuh", "square >= LEAST && square <= MOST", "true", 0),
+    ("rows.cuh", "norm < shortest ? -shortest : norm", "norm", 0), ("rows.cuh", "exponent < -60 ? -60 : exponent", "exponent", 0),
+    ("margin.cuh", "other.best_class < into.best_class", "other.best_class > into.best_class", 0),
+]
+
+
+def name_of(index):
+    file, old, new, nth = MUTANTS[index]
+    return f"{file}: `{old}`{f' ({nth + 1})' if old in (SYNC, 'grid.sync();', '__threadfence();') else ''} → {f'`{new}`' if new else 'removed'}"
+
+
+def test_binary():
+    made = subprocess.run(["cargo", "test", "--release", "--features", "cuda", "--test", "cuda", "--no-run"], cwd=ROOT, capture_output=True, text=True)
+    found = re.search(r"Executable tests/cuda.rs \((.*)\)", made.stderr)
+    if not found:
+        sys.exit(made.stderr)
+    return ROOT / found.group(1) if not pathlib.Path(found.group(1)).is_absolute() else pathlib.Path(found.group(1))
+
+
+def run(binary, index):
+    """What became of a mutant: (caught, how). None: of the kernels as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        sources = folder / "kernels"
+        shutil.copytree(KERNELS, sources)
+        (sources / "entries.h").write_text(KINDS)
+        modules = MODULES
+        if index is not None:
+            file, old, new, nth = MUTANTS[index]
+            text = (sources / file).read_text()
+            parts = text.split(old)
+            if len(parts) < nth + 2:
+                sys.exit(f"{file} has no {nth + 1}. {old}")
+            (sources / file).write_text(old.join(parts[: nth + 1]) + new + old.join(parts[nth + 1 :]))
+            if file.endswith(".cu"):
+                modules = [file[:-3]]
+        for module in modules:
+            out = folder / f"{module}.ptx"
+            made = subprocess.run(["nvcc", "-std=c++17", "-lineinfo", "--ptx", "-arch=compute_80", "-o", out, sources / f"{module}.cu"], capture_output=True, text=True)
+            if made.returncode:
+                return True, "does not compile: " + made.stderr.strip().splitlines()[0]
+        environment = {**os.environ, "PTX_EMULATOR_REPLACE": str(folder), "MARGIN_LOSS_MUTANTS": "1"}
+        try:
+            done = subprocess.run([binary, "kernels_are_the_cpus"], env=environment, capture_output=True, text=True, timeout=600)
+        except subprocess.TimeoutExpired:
+            return True, "does not end"
+        output = done.stdout + done.stderr
+        fault = re.search(r"emulated driver: \w+: (.*)", output)
+        if fault:
+            return True, "reported: " + re.sub(r" at 0x[0-9a-f]+", "", fault.group(1)).split(", block")[0].split(" in kernel")[0]
+        wrong = re.search(r"panicked at [^\n]*\n([^\n]*)", output)
+        if done.returncode:
+            return True, "another result" + (": " + wrong.group(1)[:60] if wrong else "")
+        return False, "**not noticed**"
+
+
+def main():
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--")]
+    chosen = [i for i in range(len(MUTANTS)) if not arguments or arguments[0] in name_of(i)]
+    binary = test_binary()
+    caught, how = run(binary, None)
+    if caught:
+        sys.exit(f"the kernels as they are fail: {how}")
+    rows = {}
+    with concurrent.futures.ThreadPoolExecutor(int(os.environ.get("MUTANT_JOBS", "2"))) as pool:
+        jobs = {pool.submit(run, binary, i): i for i in chosen}
+        for job in concurrent.futures.as_completed(jobs):
+            rows[jobs[job]] = job.result()
+            print(f"{len(rows)}/{len(chosen)} {name_of(jobs[job])}: {job.result()[1]}", flush=True)
+    survivors = [i for i in chosen if not rows[i][0]]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
+    for i in survivors:
+        print("not noticed:", name_of(i))
+    if "--record" in sys.argv:
+        lines = ["# Mutants of the kernels", "", f"{len(chosen) - len(survivors)} of {len(chosen)} noticed. By `tests/mutants/mutants.py --record`.", "", "| change | what became of it |", "|---|---|"]
+        lines += [f"| {name_of(i)} | {rows[i][1]} |".replace("||", "\\|\\|") for i in chosen]
+        (ROOT / "tests/mutants/table.md").write_text("\n".join(lines) + "\n")
+
+
+main()
