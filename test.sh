@@ -22,7 +22,8 @@ fi
 cargo test --release --workspace
 
 # CUDA on the emulated GPU: our kernels and Candle's own; then the suites of the CPU path on the device, with the kernels that a call takes by
-# itself, and with the streaming ones alone. The last two run side by side: an emulated device is one thread.
+# itself, and with the streaming ones alone on a device of one multiprocessor, whose few blocks loop over what an H100 spreads out. The last
+# two run side by side: an emulated device is one thread.
 if [ "$nvcc" = yes ]; then
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
     suites="--test golden --test oracle --test gradient --test errors --test traps --test candle"
@@ -32,8 +33,9 @@ if [ "$nvcc" = yes ]; then
     (
         set -e
         cuda --lib cuda
-        cuda --test cuda --test candle_cuda --test targets --test figures
-        MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1 cuda --test golden --test oracle -- f64 lower
+        cuda --test candle_cuda --test targets --test figures
+        PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
+        PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1 cuda --test golden --test oracle -- f64 lower
     ) >target/test-logs/streaming 2>&1 &
     streaming=$!
     # shellcheck disable=SC2086

@@ -86,6 +86,16 @@ MUTANTS = [
 ]
 
 
+# Changes that no result can show, and why they are in the kernels all the same.
+EQUIVALENT = {
+    ("mma.cuh", SYNC, 2): "a thread reads its own square only; kept, so that both engines end with a barrier",
+    ("mma.cuh", "chunk ^ (row % 8)", 0): "bank conflicts only: tests/figures.rs counts them",
+    ("mma.cuh", "r < rows && k < depth &&", 1): "nothing is read at a count of 0",
+    ("mma.cuh", "(mask == nullptr || mask[r] >= 0)", 0): "g is masked last; the rows are not read to save their bytes",
+    ("tile.cuh", "(mask == nullptr || mask[lane()] >= 0)", 0): "as in mma.cuh",
+}
+
+
 def name_of(index):
     file, old, new, nth = MUTANTS[index]
     return f"{file}: `{old}`{f' ({nth + 1})' if old in (SYNC, 'grid.sync();', '__threadfence();') else ''} → {f'`{new}`' if new else 'removed'}"
@@ -121,7 +131,7 @@ def run(binary, index):
             made = subprocess.run(["nvcc", "-std=c++17", "-lineinfo", "--ptx", "-arch=compute_80", "-o", out, sources / f"{module}.cu"], capture_output=True, text=True)
             if made.returncode:
                 return True, "does not compile: " + made.stderr.strip().splitlines()[0]
-        environment = {**os.environ, "PTX_EMULATOR_REPLACE": str(folder), "MARGIN_LOSS_MUTANTS": "1"}
+        environment = {**os.environ, "PTX_EMULATOR_REPLACE": str(folder), "PTX_EMULATOR_MULTIPROCESSORS": "1", "MARGIN_LOSS_MUTANTS": "1"}
         try:
             done = subprocess.run([binary, "kernels_are_the_cpus"], env=environment, capture_output=True, text=True, timeout=600)
         except subprocess.TimeoutExpired:
@@ -133,7 +143,8 @@ def run(binary, index):
         wrong = re.search(r"panicked at [^\n]*\n([^\n]*)", output)
         if done.returncode:
             return True, "another result" + (": " + wrong.group(1)[:60] if wrong else "")
-        return False, "**not noticed**"
+        file, old, _, nth = MUTANTS[index] if index is not None else ("", "", "", 0)
+        return False, EQUIVALENT.get((file, old, nth), "**not noticed**" if index is not None else "")
 
 
 def main():
@@ -149,14 +160,20 @@ def main():
         for job in concurrent.futures.as_completed(jobs):
             rows[jobs[job]] = job.result()
             print(f"{len(rows)}/{len(chosen)} {name_of(jobs[job])}: {job.result()[1]}", flush=True)
-    survivors = [i for i in chosen if not rows[i][0]]
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
-    for i in survivors:
-        print("not noticed:", name_of(i))
-    if "--record" in sys.argv:
-        lines = ["# Mutants of the kernels", "", f"{len(chosen) - len(survivors)} of {len(chosen)} noticed. By `tests/mutants/mutants.py --record`.", "", "| change | what became of it |", "|---|---|"]
-        lines += [f"| {name_of(i)} | {rows[i][1]} |".replace("||", "\\|\\|") for i in chosen]
-        (ROOT / "tests/mutants/table.md").write_text("\n".join(lines) + "\n")
+            if "--record" in sys.argv:
+                record(rows)
+    survivors = [i for i in chosen if "**" in rows[i][1]]
+    print(f"{sum(1 for i in chosen if rows[i][0])} of {len(chosen)} caught, {len(survivors)} not noticed")
+    sys.exit(1 if survivors else 0)
+
+
+def record(rows):
+    """Writes the table of what has been run so far: a run takes most of an hour on two cores, and may be cut short."""
+    caught = sum(1 for caught, _ in rows.values() if caught)
+    same = sum(1 for i, (caught, _) in rows.items() if not caught and (MUTANTS[i][0], MUTANTS[i][1], MUTANTS[i][3]) in EQUIVALENT)
+    lines = ["# Mutants of the kernels", "", f"{caught} of {len(rows)} noticed; {same} change no result, with the reason; {len(MUTANTS) - len(rows)} not run. By `tests/mutants/mutants.py --record`.", "", "| change | what became of it |", "|---|---|"]
+    lines += [f"| {name_of(i)} | {rows[i][1]} |".replace("||", "\\|\\|") for i in sorted(rows)]
+    (ROOT / "tests/mutants/table.md").write_text("\n".join(lines) + "\n")
 
 
 main()

@@ -121,7 +121,10 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
     }
     Device {
         memory: Memory::new(number("PTX_EMULATOR_MEMORY_MB").unwrap_or(4096) as usize * (1 << 20)),
-        limits: Limits::default(),
+        limits: Limits {
+            multiprocessors: number("PTX_EMULATOR_MULTIPROCESSORS").unwrap_or(132).clamp(1, 1024) as u32,
+            ..Limits::default()
+        },
         capability: (9, 0),
         modules: Mutex::default(),
         functions: Mutex::default(),
