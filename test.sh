@@ -33,7 +33,7 @@ if [ "$nvcc" = yes ]; then
     (
         set -e
         cuda --lib cuda
-        cuda --test candle_cuda --test targets --test figures
+        cuda --test cuda --test candle_cuda --test targets --test figures
         PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
         PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1 cuda --test golden --test oracle -- f64 lower
     ) >target/test-logs/streaming 2>&1 &

@@ -98,6 +98,7 @@ fn kernels_are_the_cpus() -> Result<()> {
             (130, 70, 200, 16),
             (130, 1600, 17, 1),
             (70, 130, 40, 16),
+            (3, 2200, 5, 16),
         ] {
             let inputs = Inputs::random(n, c, d, true, 36)?.with_sample_weights(8)?;
             let norms = |rows: usize, step: usize| -> Result<Tensor> {
