@@ -82,6 +82,10 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
     // SAFETY: this is the process's only test, and no other thread reads the environment yet.
     unsafe { std::env::set_var("PTX_EMULATOR_COUNTERS", &path) };
     let gpu = Device::new_cuda(0)?;
+    if !path.exists() {
+        println!("SKIPPED: only the emulated driver counts");
+        return Ok(());
+    }
     let record = std::env::var_os("MARGIN_LOSS_RECORD").is_some();
     let recorded_path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/figures.md");
     let recorded = std::fs::read_to_string(recorded_path).unwrap_or_default();
@@ -142,7 +146,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
                 reference::forward(&loss, &x, &w, &y, None)?.loss.backward()?;
                 Ok(())
             })?;
-            rows.push(row(n, c, d, dtype, "composed", &composed, compulsory, "3 and more"));
+            rows.push(row(n, c, d, dtype, "composed", &composed, compulsory, "not counted"));
         }
     }
     let _ = std::fs::remove_file(&path);

@@ -22,7 +22,7 @@ fn offsets_beyond_32_bits() -> Result<()> {
 
     if common::on_cuda() {
         println!(
-            "SKIPPED on CUDA: N·C = 4.4·10⁹ takes an emulated device hours; tests/cuda.rs has offsets beyond 32 bits of its own"
+            "SKIPPED on CUDA: N·C = 4.4·10⁹ takes an emulated device hours, and no other test has offsets beyond 32 bits there"
         );
         return Ok(());
     }
