@@ -134,7 +134,18 @@ fn kernels_are_the_cpus() -> Result<()> {
                     let x = Var::from_tensor(&inputs.x)?;
                     let alone =
                         loss.output(&x, &inputs.w, &inputs.y, inputs.sample_weights.as_ref())?.loss.backward()?;
-                    assert_eq!(flat(alone.get(&x).ok_or("dX")?), found.dx, "W frozen");
+                    let alone = flat(alone.get(&x).ok_or("dX")?);
+                    // Its sums are split in another way: the rounding of the type, once.
+                    let ulp = match x_type {
+                        DType::F64 => 1e-13,
+                        DType::F32 => 1e-5,
+                        DType::F16 => f64::from(half::f16::EPSILON),
+                        _ => f64::from(half::bf16::EPSILON),
+                    };
+                    for (row, (a, b)) in alone.chunks(d).zip(found.dx.chunks(d)).enumerate() {
+                        let bound = ulp * size(b).max(0.1 * if n == 70 { 1e-37 } else { size(&found.dx) });
+                        assert!(distance(a, b) <= bound, "dX of row {row} with W frozen");
+                    }
                     let label = format!("{n} {c} {d} {x_type:?} {w_type:?}, {which}, streaming {streaming}");
                     assert_eq!((&found.predicted, &found.hard), (&expected.predicted, &expected.hard), "{label}");
                     for ((part, a), (_, b)) in found.parts().into_iter().zip(expected.parts()) {
