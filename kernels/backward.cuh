@@ -4,8 +4,9 @@
 //     dX_i = (Σ_j g_ij·ŵ_j − (Σ_j g_ij·c_ij)·x̂_i)·(1/‖X_i‖)
 //     dW_j = (Σ_i g_ij·x̂_i − (Σ_i g_ij·c_ij)·ŵ_j)·(1/‖W_j‖)
 //
-// On tensor cores g is kept in the type of X, and the norms' inverses are in it, g_ij/‖W_j‖ for dX and g_ij/‖X_i‖ for dW, so that X and W
-// go in as they are. A projection's sum takes g as it was rounded: near a pole ψ′ is large, and must cancel.
+// On tensor cores g is kept rounded as they take it, and by the inverse norms of its row and its class, g_ij/(‖X_i‖·‖W_j‖), so that X and W go
+// in as they are, and one g serves both products: dX's is then multiplied by ‖X_i‖, dW's by ‖W_j‖. A projection's sum takes g as it was
+// rounded: near a pole ψ′ is large, and must cancel.
 #ifndef MARGIN_LOSS_BACKWARD_CUH
 #define MARGIN_LOSS_BACKWARD_CUH
 
@@ -20,7 +21,7 @@ struct RowConstants {
     T factor;  // a_i
     T uniform; // u_i
     T target;  // t_i
-    T inverse, length; // of the norm: what g is multiplied by for dW, and what that is undone by
+    T inverse, length; // of the norm: what g is multiplied by, and what that is undone by
 };
 
 template <class T>
@@ -36,8 +37,8 @@ __device__ inline RowConstants<T> row_constants(const MarginLossCall &call, cons
 
 // What write_g takes of a tile's rows and classes, from their states and norms. Needs a barrier.
 template <class Kind>
-__device__ void load_backward(const MarginLossCall &call, CosineTile<Kind> &tile, RowConstants<typename Kind::T> *constants, i64 row0, i64 class0,
-                              double factor) {
+__device__ void load_backward(const MarginLossCall &call, const Scratch<typename Kind::T> &scratch, CosineTile<Kind> &tile,
+                              RowConstants<typename Kind::T> *constants, i64 row0, i64 class0, double factor) {
     using T = typename Kind::T;
     int r = threadIdx.x % TILE;
     if (threadIdx.x < TILE) {
@@ -45,7 +46,7 @@ __device__ void load_backward(const MarginLossCall &call, CosineTile<Kind> &tile
         state.label = IGNORED;
         double a = 0.0;
         if (row0 + r < call.n) {
-            state = static_cast<const RowState<T> *>(call.rows)[row0 + r];
+            state = scratch.rows[row0 + r];
             a = coefficient(call, row0 + r, state, factor);
         }
         tile.labels[r] = state.label;
@@ -53,25 +54,26 @@ __device__ void load_backward(const MarginLossCall &call, CosineTile<Kind> &tile
         constants[r] = row_constants(call, state, a);
     } else {
         i64 j = class0 + r;
-        tile.class_norms[r] = j < call.c ? static_cast<const Norm<T> *>(call.class_norms)[j] : Norm<T>{T(1), T(0)};
+        tile.class_norms[r] = j < call.c ? scratch.class_norms[j] : Norm<T>{T(1), T(0)};
     }
     tile.load_prior(call, class0);
 }
 
 // g of the tile at (row0, class0), which is in the chunk, from its cosines and the rows' constants, to the workspace; and Σ_i g·c.
 template <class Kind>
-__device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const CosineTile<Kind> &tile, i64 row0, i64 class0,
-                        const Values<typename Kind::T> &cosines, const RowConstants<typename Kind::T> *constants) {
+__device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch,
+                        const CosineTile<Kind> &tile, i64 row0, i64 class0, const Values<typename Kind::T> &cosines,
+                        const RowConstants<typename Kind::T> *constants) {
     using T = typename Kind::T;
     using Engine = typename Kind::Contract;
     using G = typename Engine::G;
     __shared__ T dots[TILE];
     int column = threadIdx.x % TILE, part = threadIdx.x / TILE;
     i64 first = (row0 - chunk.row0) * chunk.stride + (class0 - chunk.class0) + column;
-    G *g_dx = chunk.g_dx != nullptr ? static_cast<G *>(chunk.g_dx) + first : nullptr;
-    G *g_dw = chunk.g_dw != nullptr ? static_cast<G *>(chunk.g_dw) + first : nullptr;
+    G *g = static_cast<G *>(scratch.g) + first;
     int rows = int(chunk.row0 + chunk.rows - row0 < TILE ? chunk.row0 + chunk.rows - row0 : TILE);
-    T scale = scale2<T>(call.options), prior = tile.prior2[column], class_inverse = T(1) / tile.class_norms[column].magnitude();
+    T scale = scale2<T>(call.options), prior = tile.prior2[column];
+    T class_length = tile.class_norms[column].magnitude(), class_inverse = T(1) / class_length;
     bool is_class = class0 + column < call.c;
     T sum = T(0);
     // Halves of rows one after the other, as the contraction adds them up: at a pole the two sums are to cancel.
@@ -85,20 +87,18 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
         if (!is_class) value = T(0);
         if constexpr (Engine::NORMS_IN_G) {
             bool zero = value == T(0); // whatever the norms of what does not count
-            if (g_dx != nullptr) g_dx[row * chunk.stride] = Narrow<G, T>::of(zero ? T(0) : value * class_inverse);
-            G rounded = Narrow<G, T>::of(zero ? T(0) : value * of.inverse);
-            if (g_dw != nullptr) g_dw[row * chunk.stride] = rounded;
-            if (!zero) sum = fma(widen(rounded) * of.length, c, sum);
+            G rounded = Engine::to_g(zero ? T(0) : value * of.inverse * class_inverse);
+            g[row * chunk.stride] = rounded;
+            if (!zero) sum = fma(widen(rounded) * of.length * class_length, c, sum);
         } else {
-            G *g = g_dx != nullptr ? g_dx : g_dw;
             g[row * chunk.stride] = value;
             if (value != T(0)) sum = fma(value, c, sum);
         }
     }
-    if (chunk.class_dots == nullptr) return;
+    if (!chunk.dw) return;
     if (part == 1) dots[column] = sum;
     __syncthreads();
-    if (part == 0) static_cast<T *>(chunk.class_dots)[row0 / TILE * chunk.stride + (class0 - chunk.class0) + column] = sum + dots[column];
+    if (part == 0) scratch.class_dots[row0 / TILE * chunk.stride + (class0 - chunk.class0) + column] = sum + dots[column];
 }
 
 // k is a class: ŵ_j.
@@ -164,8 +164,8 @@ struct ContractTile {
 // What the two gradients have in common once a tile's sums are whole: earlier chunks, the projection, the norm, and the rounding. Begins and
 // ends with a barrier.
 //
-//     out[m][d] = (Σ − dots[m]·unit row m)·(scale/length of m)
-template <class E, class T, class Tile, class Sums>
+//     out[m][d] = (Σ − dots[m]·unit row m)·(scale/length of m), where g has the norms in it Σ·length first
+template <bool NORMS_IN_G, class E, class T, class Tile, class Sums>
 __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, const E *values, i64 stride, i64 d, i64 d0, i64 rows, bool first,
                                bool last) {
 #pragma unroll
@@ -181,6 +181,7 @@ __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, con
             continue;
         }
         bool counts = norm.length != T(0);
+        if (NORMS_IN_G) sum *= norm.magnitude();
         if (counts && norm.projects()) sum -= tile.dots[row] * (T(widen(values[row * stride + at])) * norm.scale / norm.length);
         out[row * d + at] = Narrow<E, T>::of(counts ? sum / norm.magnitude() * norm.scale : T(0));
     }
@@ -189,7 +190,8 @@ __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, con
 
 // Block `block` of a contraction: first come the tiles of dX and their splits, whose sums are long, then those of dW.
 template <class Kind>
-__device__ void contract(const MarginLossCall &call, const MarginLossChunk &chunk, ContractTile<Kind> &tile, i64 block) {
+__device__ void contract(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch,
+                         ContractTile<Kind> &tile, i64 block) {
     using X = typename Kind::X;
     using W = typename Kind::W;
     using T = typename Kind::T;
@@ -197,8 +199,8 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
     using G = typename Engine::G;
     i64 d_tiles = (call.d + TILE - 1) / TILE;
     i64 dx_tiles = chunk.dx ? (chunk.rows + TILE - 1) / TILE * d_tiles : 0, dx_blocks = dx_tiles * chunk.dx_splits;
-    const RowState<T> *rows = static_cast<const RowState<T> *>(call.rows) + chunk.row0;
-    const Norm<T> *class_norms = static_cast<const Norm<T> *>(call.class_norms) + chunk.class0;
+    const RowState<T> *rows = scratch.rows + chunk.row0;
+    const Norm<T> *class_norms = scratch.class_norms + chunk.class0;
     int r = threadIdx.x % TILE;
     typename Engine::Sums acc;
     i64 begin, end;
@@ -207,9 +209,9 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
         i64 split = block % chunk.dx_splits, at = block / chunk.dx_splits;
         i64 i0 = at / d_tiles * TILE, d0 = at % d_tiles * TILE; // i0 counts from the chunk's first row
         split_of(chunk.classes, split, chunk.dx_splits, &begin, &end);
-        const G *g = static_cast<const G *>(chunk.g_dx) + i0 * chunk.stride + begin;
+        const G *g = static_cast<const G *>(scratch.g) + i0 * chunk.stride + begin;
         const W *w = static_cast<const W *>(call.w) + (chunk.class0 + begin) * call.w_stride + d0;
-        typename Engine::template AlongK<G> a(g, chunk.stride, chunk.rows - i0, end - begin, nullptr, nullptr);
+        typename Engine::template AlongK<G> a(g, chunk.stride, chunk.rows - i0, end - begin, nullptr, nullptr, scratch.on_chip);
         typename Engine::template AcrossK<W, ByClass<T>> b(w, call.w_stride, call.d - d0, end - begin, {class_norms + begin});
         Engine::template multiply<false>(acc, a, b, end - begin, tile.stages, nullptr);
         if (!gather<T>(acc, chunk, at, at * chunk.dx_splits, split, chunk.dx_splits)) return;
@@ -221,15 +223,16 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
                 double a = coefficient(call, chunk.row0 + i0 + r, state, *call.factor);
                 T target = T(a * state.target);
                 if constexpr (Engine::NORMS_IN_G) {
-                    T length = static_cast<const Norm<T> *>(call.class_norms)[state.label].magnitude();
-                    target = widen(Narrow<G, T>::of(target * (T(1) / length))) * length;
+                    // As write_g has it.
+                    T length = state.norm.magnitude(), class_length = scratch.class_norms[state.label].magnitude();
+                    target = widen(Engine::to_g(target * (T(1) / length) * (T(1) / class_length))) * length * class_length;
                 }
                 dot = T(a * state.dot) + target * state.cosine;
             }
             tile.dots[r] = dot;
         }
         i64 row0 = chunk.row0 + i0;
-        write_gradient<X, T>(tile, acc, static_cast<X *>(call.dx) + row0 * call.d, static_cast<T *>(chunk.dx_sums) + i0 * call.d,
+        write_gradient<Engine::NORMS_IN_G, X, T>(tile, acc, static_cast<X *>(call.dx) + row0 * call.d, static_cast<T *>(chunk.dx_sums) + i0 * call.d,
                              static_cast<const X *>(call.x) + row0 * call.x_stride, call.x_stride, call.d, d0, chunk.rows - i0,
                              chunk.first_classes, chunk.last_classes);
     } else {
@@ -237,9 +240,9 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
         i64 split = block % chunk.dw_splits, at = block / chunk.dw_splits;
         i64 j0 = at / d_tiles * TILE, d0 = at % d_tiles * TILE; // j0 counts from the chunk's first class
         split_of(chunk.rows, split, chunk.dw_splits, &begin, &end);
-        const G *g = static_cast<const G *>(chunk.g_dw) + j0 + begin * chunk.stride;
+        const G *g = static_cast<const G *>(scratch.g) + j0 + begin * chunk.stride;
         const X *x = static_cast<const X *>(call.x) + (chunk.row0 + begin) * call.x_stride + d0;
-        typename Engine::template AcrossK<G, Plain> a(g, chunk.stride, TILE, end - begin, {});
+        typename Engine::template AcrossK<G, Plain> a(g, chunk.stride, TILE, end - begin, {}, scratch.on_chip);
         typename Engine::template AcrossK<X, ByRow<T>> b(x, call.x_stride, call.d - d0, end - begin, {rows + begin});
         Engine::template multiply<false>(acc, a, b, end - begin, tile.stages, nullptr);
         bool dx_is_split = chunk.dx_splits > 1; // its counters and sums come first
@@ -249,11 +252,11 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
         if (threadIdx.x < TILE && class0 + r < call.c) {
             T dot = T(0);
             if (chunk.last_rows)
-                for (i64 t = 0; t < row_tiles; t++) dot += static_cast<const T *>(chunk.class_dots)[t * chunk.stride + j0 + r];
+                for (i64 t = 0; t < row_tiles; t++) dot += scratch.class_dots[t * chunk.stride + j0 + r];
             tile.dots[r] = dot;
             tile.norms[r] = class_norms[j0 + r];
         }
-        write_gradient<W, T>(tile, acc, static_cast<W *>(call.dw) + class0 * call.d, static_cast<T *>(chunk.dw_sums) + j0 * call.d,
+        write_gradient<Engine::NORMS_IN_G, W, T>(tile, acc, static_cast<W *>(call.dw) + class0 * call.d, static_cast<T *>(chunk.dw_sums) + j0 * call.d,
                              static_cast<const W *>(call.w) + class0 * call.w_stride, call.w_stride, call.d, d0, chunk.classes - j0,
                              chunk.first_rows, chunk.last_rows);
     }

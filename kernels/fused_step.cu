@@ -6,7 +6,8 @@
 //     4. for each of my blocks of work: a tile of dX or dW from g
 //
 // with a barrier of the grid between. Nothing is computed twice; X and W are read for the logits and again for the gradients, and each gradient
-// is written once. Between the phases, rows' statistics and g go through the workspace, which a device's second-level cache holds.
+// is written once. Between the phases, rows' statistics and g go through the workspace, which a device's second-level cache holds. A problem of
+// a few tiles is one block's: its barriers are the block's, and its workspace is shared memory.
 #include <cooperative_groups.h>
 
 #include "backward.cuh"
@@ -23,19 +24,6 @@ struct FusedShared {
     RowConstants<typename Kind::T> constants[TILE];
 };
 
-template <class T>
-__device__ inline Statistics<T> shuffle_down(const Statistics<T> &row, int offset) {
-    Statistics<T> other;
-    other.max = __shfl_down_sync(~0u, row.max, offset);
-    other.sum = __shfl_down_sync(~0u, row.sum, offset);
-    other.weighted = __shfl_down_sync(~0u, row.weighted, offset);
-    other.total = __shfl_down_sync(~0u, row.total, offset);
-    other.best = __shfl_down_sync(~0u, row.best, offset);
-    other.target = __shfl_down_sync(~0u, row.target, offset);
-    other.best_class = __shfl_down_sync(~0u, row.best_class, offset);
-    return other;
-}
-
 template <class Kind>
 __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &chunk) {
     using T = typename Kind::T;
@@ -47,14 +35,22 @@ __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &ch
     cooperative_groups::grid_group grid = cooperative_groups::this_grid();
 
     i64 row_tiles = (call.n + TILE - 1) / TILE, class_tiles = (call.c + TILE - 1) / TILE, tiles = row_tiles * class_tiles;
-    i64 begin = tiles * blockIdx.x / gridDim.x, end = tiles * (blockIdx.x + 1) / gridDim.x;
-    RowState<T> *rows = static_cast<RowState<T> *>(call.rows);
-    Norm<T> *class_norms = static_cast<Norm<T> *>(call.class_norms);
-    Statistics<T> *partials = static_cast<Statistics<T> *>(call.partials); // (class tiles, N)
+    // Blocks that have tiles; where there are more blocks than tiles, the others wait for the gradients.
+    i64 owners = gridDim.x < tiles ? gridDim.x : tiles;
+    bool owns = blockIdx.x < owners;
+    i64 begin = owns ? tiles * blockIdx.x / owners : tiles, end = owns ? tiles * (blockIdx.x + 1) / owners : tiles;
+    Scratch<T> scratch(call, chunk, call.on_chip ? memory : nullptr);
     int r = threadIdx.x % TILE;
+    auto wait_for_all = [&] {
+        if (call.on_chip) __syncthreads();
+        else grid.sync();
+    };
+    // The block that has a tile. Those of one row tile each leave one Statistics of its rows, in the order of their classes.
+    auto owner = [&](i64 of) { return ((of + 1) * owners - 1) / tiles; };
 
+    Statistics<T> row = no_statistics<T>();
     for (i64 at = begin; at < end; at++) {
-        i64 row0 = at % row_tiles * TILE, class_tile = at / row_tiles, class0 = class_tile * TILE;
+        i64 row_tile = at / class_tiles, row0 = row_tile * TILE, class_tile = at % class_tiles, class0 = class_tile * TILE;
         tile.load_labels(call, row0);
         tile.load_prior(call, class0);
         __syncthreads();
@@ -62,43 +58,47 @@ __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &ch
         tile.multiply_and_norm(call, row0, class0, acc);
         tile.keep(acc, kept[at - begin]);
         if (threadIdx.x < TILE) {
-            if (class_tile == 0 && row0 + r < call.n) rows[row0 + r].norm = tile.row_norms[r];
+            if (class_tile == 0 && row0 + r < call.n) scratch.rows[row0 + r].norm = tile.row_norms[r];
         } else if (row0 == 0 && class0 + r < call.c) {
-            class_norms[class0 + r] = tile.class_norms[r];
+            scratch.class_norms[class0 + r] = tile.class_norms[r];
         }
-        Statistics<T> row = no_statistics<T>();
         tile.add_statistics(call, class0, kept[at - begin], row);
-        row = merge_halves(row);
-        i64 i = row0 + threadIdx.x / 2;
-        if (threadIdx.x % 2 == 0 && i < call.n) partials[class_tile * call.n + i] = row;
+        if (at + 1 == end || class_tile + 1 == class_tiles) {
+            row = merge_halves(row);
+            i64 i = row0 + threadIdx.x / 2;
+            if (threadIdx.x % 2 == 0 && i < call.n) scratch.partials[(blockIdx.x - owner(row_tile * class_tiles)) * call.n + i] = row;
+            row = no_statistics<T>();
+        }
         __syncthreads(); // the next tile's labels and norms
     }
-    grid.sync(); // every tile's statistics and norms
+    wait_for_all(); // every tile's statistics and norms
 
     int lane = threadIdx.x % 32;
     for (i64 i = i64(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32; i < call.n; i += i64(gridDim.x) * (THREADS / 32)) {
-        Statistics<T> row = no_statistics<T>();
-        for (i64 class_tile = lane; class_tile < class_tiles; class_tile += 32) merge(row, partials[class_tile * call.n + i]);
+        i64 first_tile = i / TILE * class_tiles, parts = owner(first_tile + class_tiles - 1) - owner(first_tile) + 1;
+        row = no_statistics<T>();
+        for (i64 part = lane; part < parts; part += 32) merge(row, scratch.partials[part * call.n + i]);
 #pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2) merge(row, shuffle_down(row, offset));
-        if (lane == 0) finish_row(call, i, label_of(call, i), rows[i].norm, row);
+        for (int offset = 16; offset > 0; offset /= 2)
+            merge(row, shuffled(row, [offset](auto field) { return __shfl_down_sync(~0u, field, offset); }));
+        if (lane == 0) finish_row(call, scratch.rows, i, label_of(call, i), scratch.rows[i].norm, row);
     }
-    grid.sync(); // every row's state
+    wait_for_all(); // every row's state
 
     // Each block finds the reduction's factor for itself: one barrier of the grid less.
-    double factor = reduce_rows<T>(call, blockIdx.x == 0);
+    double factor = reduce_rows<T>(call, scratch.rows, blockIdx.x == 0);
     for (i64 at = begin; at < end; at++) {
-        i64 row0 = at % row_tiles * TILE, class0 = at / row_tiles * TILE;
-        load_backward(call, tile, shared.constants, row0, class0, factor);
+        i64 row0 = at / class_tiles * TILE, class0 = at % class_tiles * TILE;
+        load_backward(call, scratch, tile, shared.constants, row0, class0, factor);
         __syncthreads();
-        write_g(call, chunk, tile, row0, class0, kept[at - begin], shared.constants);
+        write_g(call, chunk, scratch, tile, row0, class0, kept[at - begin], shared.constants);
         __syncthreads(); // the next tile's constants
     }
-    grid.sync(); // all of g, and the factor in memory
+    wait_for_all(); // all of g, and the factor in memory
 
     i64 d_tiles = (call.d + TILE - 1) / TILE;
     i64 blocks = (chunk.dx ? row_tiles * d_tiles * chunk.dx_splits : 0) + (chunk.dw ? class_tiles * d_tiles * chunk.dw_splits : 0);
-    for (i64 block = blockIdx.x; block < blocks; block += gridDim.x) contract(call, chunk, shared.contract, block);
+    for (i64 block = blockIdx.x; block < blocks; block += gridDim.x) contract(call, chunk, scratch, shared.contract, block);
 }
 
 } // namespace margin_loss

@@ -117,7 +117,6 @@ MARGIN_LOSS_BOTH void merge(Statistics<T> &into, const Statistics<T> &other) {
 // A row's loss and what its gradient takes, all before the upstream gradient, the reduction and the scale.
 struct Finished {
     double loss;   // ℓ, unweighted
-    double dpsi;   // ψ′
     double others; // what 2^(z·log₂e − max) is multiplied by in q_ij, j ≠ y: sigmoid(δ) / sum
     double target; // q_iy·ψ′
     double dot;    // Σ of q_ij·c_ij over j ≠ y
@@ -140,7 +139,6 @@ MARGIN_LOSS_BOTH Finished finish(const MarginLossOptions &options, const Statist
         double others = scale * double(row.total) + (options.prior_sum - prior);
         out.loss += alpha * (z_y - (others + z_y) / classes);
     }
-    out.dpsi = margin.dpsi;
     out.others = sum == 0.0 ? 0.0 : away / sum; // C = 1 has no other class
     out.target = margin.dpsi * (alpha - uniform - away);
     out.dot = out.others * double(row.weighted) - uniform * double(row.total);

@@ -49,8 +49,10 @@ struct Mma {
     using T = float;
     static constexpr int STEP = 64;
     static constexpr int CHUNK = 8; // elements of 16 bytes
+    using Sums = MmaSums;
     using G = E;
     static constexpr bool NORMS_IN_G = true;
+    __device__ static G to_g(float v) { return Narrow<E, float>::of(v); }
 
     // Rows of 64 elements, their chunks swizzled.
     struct Panel {
@@ -63,23 +65,10 @@ struct Mma {
         Panel a[2], b[2];
     };
 
-    struct Sums {
-        float at[32]; // [16 rows: 2][8 columns: 4][as mma has them: 4]
-
-        __device__ static int row(int e) {
-            int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-            return 32 * (warp / 2) + 16 * (e / 16) + lane / 4 + 8 * (e % 4 / 2);
-        }
-        __device__ static int column(int e) {
-            int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-            return 32 * (warp % 2) + 8 * (e / 4 % 4) + 2 * (lane % 4) + e % 2;
-        }
-    };
-
-    // One chunk, from `count` elements at `from`.
-    __device__ static void fetch_chunk(uint4 &to, const E *from, i64 count, bool aligned, float scale) {
+    // One chunk, from `count` elements at `from`; `copies` where they are aligned and in global memory, as cp.async takes them.
+    __device__ static void fetch_chunk(uint4 &to, const E *from, i64 count, bool aligned, bool copies, float scale) {
         int elements = count >= CHUNK ? CHUNK : count > 0 ? int(count) : 0;
-        if (scale == 1.f && aligned) {
+        if (scale == 1.f && copies) {
             copy16(&to, from, elements * int(sizeof(E)));
             return;
         }
@@ -100,12 +89,14 @@ struct Mma {
         static constexpr bool ALONG = true;
         const E *base;
         i64 stride, rows, depth;
-        bool aligned;
+        bool aligned, copies;
         const int *mask;
         const Norm<float> *norms;
 
-        __device__ AlongK(const E *base, i64 stride, i64 rows, i64 depth, const int *mask, const Norm<float> *norms)
-            : base(base), stride(stride), rows(rows), depth(depth), aligned(rows_aligned(base, stride)), mask(mask), norms(norms) {}
+        __device__ AlongK(const E *base, i64 stride, i64 rows, i64 depth, const int *mask, const Norm<float> *norms,
+                          bool on_chip = false)
+            : base(base), stride(stride), rows(rows), depth(depth), aligned(rows_aligned(base, stride)), copies(aligned && !on_chip), mask(mask),
+              norms(norms) {}
 
         __device__ void fetch(i64 k0, Panel &to) const {
             i64 k = k0 + CHUNK * chunk();
@@ -114,7 +105,7 @@ struct Mma {
                 int r = row(i);
                 bool there = r < rows && k < depth && (mask == nullptr || mask[r] >= 0);
                 const E *from = there ? base + r * stride + k : base;
-                fetch_chunk(to.at(r, chunk()), from, there ? depth - k : 0, aligned, norms != nullptr && there ? norms[r].scale : 1.f);
+                fetch_chunk(to.at(r, chunk()), from, there ? depth - k : 0, aligned, copies, norms != nullptr && there ? norms[r].scale : 1.f);
             }
         }
     };
@@ -124,11 +115,11 @@ struct Mma {
         static constexpr bool ALONG = false;
         const E *base;
         i64 stride, width, depth;
-        bool aligned;
+        bool aligned, copies;
         By by;
 
-        __device__ AcrossK(const E *base, i64 stride, i64 width, i64 depth, By by)
-            : base(base), stride(stride), width(width), depth(depth), aligned(rows_aligned(base, stride)), by(by) {}
+        __device__ AcrossK(const E *base, i64 stride, i64 width, i64 depth, By by, bool on_chip = false)
+            : base(base), stride(stride), width(width), depth(depth), aligned(rows_aligned(base, stride)), copies(aligned && !on_chip), by(by) {}
 
         __device__ void fetch(i64 k0, Panel &to) const {
             i64 m = CHUNK * chunk();
@@ -137,7 +128,7 @@ struct Mma {
                 i64 k = k0 + row(i);
                 bool there = k < depth && m < width && by.counts(k);
                 const E *from = there ? base + k * stride + m : base;
-                fetch_chunk(to.at(row(i), chunk()), from, there ? width - m : 0, aligned, there ? by.template norm<float>(k).scale : 1.f);
+                fetch_chunk(to.at(row(i), chunk()), from, there ? width - m : 0, aligned, copies, there ? by.template norm<float>(k).scale : 1.f);
             }
         }
     };
@@ -160,7 +151,7 @@ struct Mma {
             load_matrices<true>(r, &b.at(k + lane % 8 + 8 * (lane / 8 % 2), n / CHUNK + lane / 16));
     }
 
-    // As Fma::multiply.
+    // As Staged::multiply.
     template <bool SQUARES, class A, class B>
     __device__ static void multiply(Sums &acc, A a, B b, i64 depth, Stages &stages, float (*squares)[2][TILE]) {
         constexpr bool A_ALONG = A::ALONG, B_ALONG = B::ALONG;

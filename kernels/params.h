@@ -17,6 +17,7 @@
 // Bytes of shared memory that fused_step takes beside its tiles of cosines, by kind; what its static variables take at most; a tile's row.
 #define MARGIN_LOSS_FUSED_SHARED_F64 42752
 #define MARGIN_LOSS_FUSED_SHARED_F32 21504
+#define MARGIN_LOSS_FUSED_SHARED_TF32 22528
 #define MARGIN_LOSS_FUSED_SHARED_TENSOR 36864
 #define MARGIN_LOSS_FUSED_STATIC 2048
 // Its blocks that a multiprocessor has room for in registers; for three, sm_120 would spill.
@@ -108,16 +109,18 @@ struct MarginLossCall {
     unsigned int *arrivals;   // zeroed counters of stream_forward: all, then one a row tile
     void *partials;           // Statistics<T> (splits, N)
     long long splits;
+    // fused_step in one block: rows, class_norms, partials and the chunk's g and class_dots are offsets into its shared memory.
+    int on_chip;
+    int unused;
 };
 
 // One chunk of the backward pass: rows [row0, row0 + rows) and classes [class0, class0 + classes), both starts multiples of the tile.
 struct MarginLossChunk {
     long long row0, rows;
     long long class0, classes;
-    void *g_dx;               // G (rows, stride): ∂L/∂c as dX takes it, and
-    void *g_dw;               // as dW does; the same address where they do not differ; null where it is not wanted
+    void *g;                  // G (rows, stride): ∂L/∂c, on tensor cores by the inverse norms of its row and its class
     long long stride;         // classes, rounded up to the tile
-    void *class_dots;         // T (row tiles of the whole batch, stride): Σ g·c over a row tile; null where dW is not wanted
+    void *class_dots;         // T (row tiles of the whole batch, stride): Σ g·c over a row tile, for dW
     void *partial_sums;       // T (tiles, splits, TILE·TILE)
     unsigned int *arrivals;   // zeroed counters, one a tile that is split
     void *dx_sums;            // T (rows, D): sums over the chunks so far; dX itself where its type is T

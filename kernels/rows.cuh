@@ -40,29 +40,55 @@ struct OnFma {
     static constexpr int FUSED_SHARED = sizeof(T) == 8 ? MARGIN_LOSS_FUSED_SHARED_F64 : MARGIN_LOSS_FUSED_SHARED_F32;
 };
 
-template <class E>
+template <class X_, class W_>
+struct OnTf32 {
+    using X = X_;
+    using W = W_;
+    using T = float;
+    using Logits = Tf32;
+    using Contract = Tf32;
+    static constexpr int FUSED_SHARED = MARGIN_LOSS_FUSED_SHARED_TF32;
+};
+
+// f16 has no room for g: its gradients are contracted in TF32, which f16's values fit into.
+template <class E, class Contract_>
 struct OnTensorCores {
     using X = E;
     using W = E;
     using T = float;
     using Logits = Mma<E>;
-    using Contract = Mma<E>;
-    static constexpr int FUSED_SHARED = MARGIN_LOSS_FUSED_SHARED_TENSOR;
-};
-// f16 has no room for g.
-template <>
-struct OnTensorCores<__half> {
-    using X = __half;
-    using W = __half;
-    using T = float;
-    using Logits = Mma<__half>;
-    using Contract = Fma<float>;
+    using Contract = Contract_;
     static constexpr int FUSED_SHARED = MARGIN_LOSS_FUSED_SHARED_TENSOR;
 };
 
 // Blocks that a multiprocessor is to have room for in registers.
 template <class Kind>
 constexpr int BLOCKS = sizeof(typename Kind::T) == 8 ? 2 : 3;
+
+// What a call's phases leave to each other.
+template <class T>
+struct Scratch {
+    RowState<T> *rows;       // (N)
+    Norm<T> *class_norms;    // (C)
+    Statistics<T> *partials; // (splits, N)
+    void *g;                 // of the chunk: G (rows, stride)
+    T *class_dots;           // of the chunk: (row tiles, stride)
+    bool on_chip;
+
+    // `memory` is the block's own where the call's scratch is on chip.
+    __device__ Scratch(const MarginLossCall &call, unsigned char *memory = nullptr)
+        : rows(at<RowState<T>>(memory, call.rows)), class_norms(at<Norm<T>>(memory, call.class_norms)),
+          partials(at<Statistics<T>>(memory, call.partials)), g(nullptr), class_dots(nullptr), on_chip(memory != nullptr) {}
+
+    __device__ Scratch(const MarginLossCall &call, const MarginLossChunk &chunk, unsigned char *memory = nullptr) : Scratch(call, memory) {
+        g = at<void>(memory, chunk.g), class_dots = at<T>(memory, chunk.class_dots);
+    }
+
+    template <class P>
+    __device__ static P *at(unsigned char *memory, void *given) {
+        return reinterpret_cast<P *>(reinterpret_cast<unsigned long long>(memory) + reinterpret_cast<unsigned long long>(given));
+    }
+};
 
 // y, IGNORED or BAD_LABEL
 __device__ inline int label_of(const MarginLossCall &call, i64 row) {
@@ -157,7 +183,8 @@ struct CosineTile {
     // Products and both norms. Rows whose squares are neither near overflow nor near underflow take no scale, and a tile of such rows and
     // classes one product; another tile is multiplied again under powers of two. What a row's scale and norm are depends on the row alone.
     __device__ void multiply_and_norm(const MarginLossCall &call, i64 row0, i64 class0, Sums &acc) {
-        constexpr T LEAST = T(8.673617379884035e-19), MOST = T(1.329227995784916e36); // 2^-60, 2^120
+        // The product of two norms then leaves room for g on both sides in bf16.
+        constexpr T LEAST = T(8.673617379884035e-19), MOST = T(1.152921504606847e18); // 2^-60, 2^60
         multiply<true>(call, row0, class0, false, acc);
         int of = threadIdx.x / TILE, r = threadIdx.x % TILE;
         bool there = of == 0 ? labels[r] >= 0 : class0 + r < call.c;
@@ -236,24 +263,26 @@ struct CosineTile {
     }
 };
 
+// Another lane's statistics, each field by `shuffle`.
+template <class T, class Shuffle>
+__device__ inline Statistics<T> shuffled(const Statistics<T> &own, Shuffle shuffle) {
+    Statistics<T> other;
+    other.max = shuffle(own.max), other.sum = shuffle(own.sum), other.weighted = shuffle(own.weighted);
+    other.total = shuffle(own.total), other.best = shuffle(own.best), other.target = shuffle(own.target);
+    other.best_class = shuffle(own.best_class);
+    return other;
+}
+
 // The statistics of two neighbouring lanes, of the lower one's classes and the upper one's, in both.
 template <class T>
 __device__ inline Statistics<T> merge_halves(const Statistics<T> &own) {
-    Statistics<T> other;
-    other.max = __shfl_xor_sync(~0u, own.max, 1);
-    other.sum = __shfl_xor_sync(~0u, own.sum, 1);
-    other.weighted = __shfl_xor_sync(~0u, own.weighted, 1);
-    other.total = __shfl_xor_sync(~0u, own.total, 1);
-    other.best = __shfl_xor_sync(~0u, own.best, 1);
-    other.target = __shfl_xor_sync(~0u, own.target, 1);
-    other.best_class = __shfl_xor_sync(~0u, own.best_class, 1);
+    Statistics<T> row = own, other = shuffled(own, [](auto field) { return __shfl_xor_sync(~0u, field, 1); });
     // The lower classes first. Value by value: a reference to one of two would put both into local memory.
     bool lower = threadIdx.x % 2 == 0;
     auto exchange = [lower](auto &a, auto &b) {
         auto first = lower ? a : b, second = lower ? b : a;
         a = first, b = second;
     };
-    Statistics<T> row = own;
     exchange(row.max, other.max), exchange(row.sum, other.sum), exchange(row.weighted, other.weighted);
     exchange(row.total, other.total), exchange(row.best, other.best), exchange(row.target, other.target);
     exchange(row.best_class, other.best_class);
@@ -263,7 +292,7 @@ __device__ inline Statistics<T> merge_halves(const Statistics<T> &own) {
 
 // A row's outputs and its state for backward, from its statistics over all classes.
 template <class T>
-__device__ inline void finish_row(const MarginLossCall &call, i64 row, int label, const Norm<T> &norm, const Statistics<T> &statistics) {
+__device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows, i64 row, int label, const Norm<T> &norm, const Statistics<T> &statistics) {
     const MarginLossOptions &options = call.options;
     T per_sample = T(0), target_cosine = T(0);
     unsigned int predicted = 0xffffffffu;
@@ -291,14 +320,13 @@ __device__ inline void finish_row(const MarginLossCall &call, i64 row, int label
     static_cast<T *>(call.target_cosine)[row] = target_cosine;
     call.predicted[row] = predicted;
     call.hard[row] = hard;
-    static_cast<RowState<T> *>(call.rows)[row] = state;
+    rows[row] = state;
 }
 
 // Spec step 7, by one block: the sum of the rows' losses, what the reduction multiplies by (given back to every thread), and the first row
 // that cannot be. Outputs only if `write`.
 template <class T>
-__device__ inline double reduce_rows(const MarginLossCall &call, bool write) {
-    const RowState<T> *rows = static_cast<const RowState<T> *>(call.rows);
+__device__ inline double reduce_rows(const MarginLossCall &call, const RowState<T> *rows, bool write) {
     const T *losses = static_cast<const T *>(call.per_sample);
     double loss = 0.0, count = 0.0, weight = 0.0;
     double first_bad = double(call.n);

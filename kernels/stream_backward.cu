@@ -14,20 +14,21 @@ __device__ void stream_gradient(const MarginLossCall &call, const MarginLossChun
     using T = typename Kind::T;
     __shared__ CosineTile<Kind> tile;
     __shared__ RowConstants<T> constants[TILE];
+    Scratch<T> scratch(call, chunk);
     i64 class_tiles = (chunk.classes + TILE - 1) / TILE;
     i64 row0 = chunk.row0 + blockIdx.x / class_tiles * TILE, class0 = chunk.class0 + blockIdx.x % class_tiles * TILE;
-    load_backward(call, tile, constants, row0, class0, *call.factor);
+    load_backward(call, scratch, tile, constants, row0, class0, *call.factor);
     __syncthreads();
     typename CosineTile<Kind>::Sums acc;
     tile.template multiply<false>(call, row0, class0, true, acc);
     tile.keep(acc, tile.cosines);
-    write_g(call, chunk, tile, row0, class0, tile.cosines, constants);
+    write_g(call, chunk, scratch, tile, row0, class0, tile.cosines, constants);
 }
 
 template <class Kind>
 __device__ void stream_contract(const MarginLossCall &call, const MarginLossChunk &chunk) {
     __shared__ ContractTile<Kind> tile;
-    contract(call, chunk, tile, blockIdx.x);
+    contract(call, chunk, Scratch<typename Kind::T>(call, chunk), tile, blockIdx.x);
 }
 
 // out = in·upstream, a scalar on the device.

@@ -15,6 +15,7 @@ template <class Kind>
 __device__ void stream_forward(const MarginLossCall &call) {
     using T = typename Kind::T;
     __shared__ CosineTile<Kind> tile;
+    Scratch<T> scratch(call);
     i64 row_tile = blockIdx.x / call.splits, split = blockIdx.x % call.splits;
     i64 row0 = row_tile * TILE, class_tiles = (call.c + TILE - 1) / TILE, row_tiles = (call.n + TILE - 1) / TILE;
     i64 begin = class_tiles * split / call.splits, end = class_tiles * (split + 1) / call.splits;
@@ -29,7 +30,7 @@ __device__ void stream_forward(const MarginLossCall &call) {
         tile.load_prior(call, class0);
         tile.keep(acc, tile.cosines);
         if (row_tile == 0 && threadIdx.x < TILE && class0 + threadIdx.x < call.c)
-            static_cast<Norm<T> *>(call.class_norms)[class0 + threadIdx.x] = tile.class_norms[threadIdx.x];
+            scratch.class_norms[class0 + threadIdx.x] = tile.class_norms[threadIdx.x];
         tile.add_statistics(call, class0, tile.cosines, row);
         __syncthreads(); // the next product overwrites the cosines
     }
@@ -38,16 +39,15 @@ __device__ void stream_forward(const MarginLossCall &call) {
     i64 i = row0 + threadIdx.x / 2;
     bool mine = threadIdx.x % 2 == 0 && i < call.n;
     if (call.splits > 1) {
-        Statistics<T> *partials = static_cast<Statistics<T> *>(call.partials); // (splits, N)
-        if (mine) partials[split * call.n + i] = row;
+        if (mine) scratch.partials[split * call.n + i] = row;
         if (!is_last(call.arrivals + 1 + row_tile, unsigned(call.splits))) return;
         if (mine) {
-            row = partials[i];
-            for (i64 other = 1; other < call.splits; other++) merge(row, partials[other * call.n + i]);
+            row = scratch.partials[i];
+            for (i64 other = 1; other < call.splits; other++) merge(row, scratch.partials[other * call.n + i]);
         }
     }
-    if (mine) finish_row(call, i, tile.labels[threadIdx.x / 2], tile.row_norms[threadIdx.x / 2], row);
-    if (is_last(call.arrivals, unsigned(row_tiles))) reduce_rows<T>(call, true);
+    if (mine) finish_row(call, scratch.rows, i, tile.labels[threadIdx.x / 2], tile.row_norms[threadIdx.x / 2], row);
+    if (is_last(call.arrivals, unsigned(row_tiles))) reduce_rows<T>(call, scratch.rows, true);
 }
 
 } // namespace margin_loss

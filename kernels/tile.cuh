@@ -1,10 +1,11 @@
-// Products of tiles by fused multiply-adds: 64 × 64 sums over 128 threads, eight rows by four columns each.
+// Products of tiles: 64 × 64 sums over 128 threads, by fused multiply-adds or by TF32 tensor cores.
 //
 //     acc[m][n] += Σ_k A[m][k]·B[n][k]
 //
 // A step of 16 k at a time: while one step's operands are multiplied from shared memory, the next one's are on their way in registers. An
 // operand is either contiguous along k (`AlongK`: rows of X and W in the logits, rows of g in dX) or across it (`AcrossK`: the others), and
-// widened, masked and scaled on its way, so that no normalised copy of X or W exists anywhere. mma.cuh has the same names for tensor cores.
+// widened, masked and scaled on its way, so that no normalised copy of X or W exists anywhere. mma.cuh has the same names for operands of two
+// bytes, which go to tensor cores as they are.
 #ifndef MARGIN_LOSS_TILE_CUH
 #define MARGIN_LOSS_TILE_CUH
 
@@ -37,21 +38,13 @@ struct Plain {
     __device__ Norm<T> norm(i64) const { return {T(1), T(1)}; }
 };
 
-template <class T>
-struct Fma {
-    static constexpr int STEP = 16;
-    static constexpr int ROWS = 8, COLUMNS = 4; // of a thread
-    // What g is kept as between the passes of a gradient; whether the norms are in it, in two copies.
-    using G = T;
-    static constexpr bool NORMS_IN_G = false;
-
-    // 4 more than a tile keeps rows aligned for vector accesses.
-    using Step = T[STEP][TILE + 4];
-
-    // Aligned, so that a row's values come four at a time: one at a time, lanes would meet in banks.
-    struct alignas(16) Stages {
-        Step a[2], b[2];
-    };
+// One step by fused multiply-adds: eight rows by four columns a thread.
+template <class T_>
+struct FmaCore {
+    using T = T_;
+    static constexpr int ROWS = 8, COLUMNS = 4, PADDING = 4;
+    static constexpr bool ROUNDS = false;
+    __device__ static T round(T v) { return v; }
 
     // A thread's sums; `row` and `column` say where in the tile.
     struct Sums {
@@ -59,6 +52,93 @@ struct Fma {
 
         __device__ static int row(int e) { return ROWS * (threadIdx.x / (TILE / COLUMNS)) + e / COLUMNS; }
         __device__ static int column(int e) { return COLUMNS * (threadIdx.x % (TILE / COLUMNS)) + e % COLUMNS; }
+    };
+
+    template <class Step>
+    __device__ static void add(Sums &acc, const Step &left, const Step &right) {
+        int row = acc.row(0), column = acc.column(0);
+#pragma unroll
+        for (int k = 0; k < int(sizeof(Step) / sizeof(left[0])); k++) {
+            T m_values[ROWS], n_values[COLUMNS];
+#pragma unroll
+            for (int m = 0; m < ROWS; m++) m_values[m] = left[k][row + m];
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++) n_values[n] = right[k][column + n];
+#pragma unroll
+            for (int e = 0; e < ROWS * COLUMNS; e++) acc.at[e] = fma(m_values[e / COLUMNS], n_values[e % COLUMNS], acc.at[e]);
+        }
+    }
+};
+
+// A thread's sums as mma.sync.m16n8 has them, of a warp's 32 × 32: [16 rows: 2][8 columns: 4][4].
+struct MmaSums {
+    float at[32];
+
+    __device__ static int row(int e) {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        return 32 * (warp / 2) + 16 * (e / 16) + lane / 4 + 8 * (e % 4 / 2);
+    }
+    __device__ static int column(int e) {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        return 32 * (warp % 2) + 8 * (e / 4 % 4) + 2 * (lane % 4) + e % 2;
+    }
+};
+
+// One step by mma.sync.m16n8k8 on TF32: f32 rounded to 11 significant bits, which f16 fits into, range and all. With eight more than a tile in
+// a row, the four k and eight rows that a fragment's lanes read lie in different banks.
+struct Tf32Core {
+    using T = float;
+    using Sums = MmaSums;
+    static constexpr int PADDING = 8;
+    static constexpr bool ROUNDS = true;
+    __device__ static float round(float v) {
+        unsigned int bits;
+        asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+        return __uint_as_float(bits);
+    }
+
+    template <class Step>
+    __device__ static void add(Sums &acc, const Step &left, const Step &right) {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        int m0 = 32 * (warp / 2) + lane / 4, n0 = 32 * (warp % 2) + lane / 4;
+        __syncwarp(); // lanes part where they fetch a matrix's edge; mma.sync takes them together
+#pragma unroll
+        for (int k0 = 0; k0 < int(sizeof(Step) / sizeof(left[0])); k0 += 8) {
+            int k = k0 + lane % 4;
+            unsigned int a[2][4], b[4][2];
+#pragma unroll
+            for (int i = 0; i < 8; i++) a[i / 4][i % 4] = __float_as_uint(left[k + 4 * (i % 4 / 2)][m0 + 16 * (i / 4) + 8 * (i % 2)]);
+#pragma unroll
+            for (int i = 0; i < 8; i++) b[i / 2][i % 2] = __float_as_uint(right[k + 4 * (i % 2)][n0 + 8 * (i / 2)]);
+#pragma unroll
+            for (int mn = 0; mn < 8; mn++) {
+                float *d = acc.at + 4 * mn;
+                const unsigned int(&m)[4] = a[mn / 4], (&n)[2] = b[mn % 4];
+                asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                             : "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3]), "r"(n[0]), "r"(n[1]));
+            }
+        }
+    }
+};
+
+// Products whose operands come through registers.
+template <class Core>
+struct Staged {
+    using T = typename Core::T;
+    using Sums = typename Core::Sums;
+    static constexpr int STEP = 16;
+    // What g is kept as between the passes of a gradient, and whether it has the inverse norms of its row and its class in it.
+    using G = T;
+    static constexpr bool NORMS_IN_G = Core::ROUNDS;
+    __device__ static G to_g(T v) { return Core::round(v); }
+
+    // Rows stay aligned for vector accesses.
+    using Step = T[STEP][TILE + Core::PADDING];
+
+    // Aligned, so that a row's values come four at a time: one at a time, lanes would meet in banks.
+    struct alignas(16) Stages {
+        Step a[2], b[2];
     };
 
     // Element (m, k) at base[m·stride + k]; `norms`, where not null, have a scale for each m. A row does not count where `mask`, if not null,
@@ -75,7 +155,8 @@ struct Fma {
         __device__ static int lane() { return threadIdx.x % TILE; }
         __device__ static int part() { return threadIdx.x / TILE; }
 
-        __device__ AlongK(const E *base, i64 stride, i64 rows, i64 depth, const int *mask, const Norm<T> *norms)
+        __device__ AlongK(const E *base, i64 stride, i64 rows, i64 depth, const int *mask, const Norm<T> *norms,
+                          bool = false)
             : row(nullptr), depth(depth), aligned(rows_aligned(base, stride)), factor(1), squares(0) {
             if (lane() < rows && (mask == nullptr || mask[lane()] >= 0)) row = base + lane() * stride;
             if (norms != nullptr) factor = norms[lane()].scale;
@@ -97,7 +178,7 @@ struct Fma {
 
         __device__ void store(Step &step) const {
 #pragma unroll
-            for (int i = 0; i < 8; i++) step[8 * part() + i][lane()] = v[i];
+            for (int i = 0; i < 8; i++) step[8 * part() + i][lane()] = Core::round(v[i]);
         }
     };
 
@@ -110,7 +191,7 @@ struct Fma {
         By by;
         T v[8];
 
-        __device__ AcrossK(const E *base, i64 stride, i64 width, i64 depth, By by)
+        __device__ AcrossK(const E *base, i64 stride, i64 width, i64 depth, By by, bool = false)
             : base(base), stride(stride), width(width), depth(depth), aligned(rows_aligned(base, stride)), by(by) {}
 
         __device__ void fetch(i64 k0) {
@@ -122,13 +203,13 @@ struct Fma {
             Norm<T> norm = by.template norm<T>(k);
             T length = norm.magnitude(), inverse = T(1) / length;
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = divide(v[i] * norm.scale, length, inverse);
+            for (int i = 0; i < 8; i++) v[i] = NORMS_IN_G ? v[i] * norm.scale : divide(v[i] * norm.scale, length, inverse);
         }
 
         __device__ void store(Step &step) const {
             T *to = &step[threadIdx.x / 8][8 * (threadIdx.x % 8)];
 #pragma unroll
-            for (int i = 0; i < 8; i++) to[i] = v[i];
+            for (int i = 0; i < 8; i++) to[i] = Core::round(v[i]);
         }
     };
 
@@ -137,9 +218,8 @@ struct Fma {
     template <bool SQUARES, class A, class B>
     __device__ static void multiply(Sums &acc, A a, B b, i64 depth, Stages &stages, T (*squares)[2][TILE]) {
 #pragma unroll
-        for (int e = 0; e < ROWS * COLUMNS; e++) acc.at[e] = T(0);
+        for (int e = 0; e < TILE * TILE / THREADS; e++) acc.at[e] = T(0);
         int steps = int((depth + STEP - 1) / STEP);
-        int row = acc.row(0), column = acc.column(0);
         a.fetch(0), b.fetch(0);
         a.store(stages.a[0]), b.store(stages.b[0]);
         add_squares<SQUARES>(a, b);
@@ -148,16 +228,7 @@ struct Fma {
             bool more = step + 1 < steps;
             if (more) a.fetch(i64(step + 1) * STEP), b.fetch(i64(step + 1) * STEP);
             const Step &left = stages.a[step % 2], &right = stages.b[step % 2];
-#pragma unroll
-            for (int k = 0; k < STEP; k++) {
-                T m_values[ROWS], n_values[COLUMNS];
-#pragma unroll
-                for (int m = 0; m < ROWS; m++) m_values[m] = left[k][row + m];
-#pragma unroll
-                for (int n = 0; n < COLUMNS; n++) n_values[n] = right[k][column + n];
-#pragma unroll
-                for (int e = 0; e < ROWS * COLUMNS; e++) acc.at[e] = fma(m_values[e / COLUMNS], n_values[e % COLUMNS], acc.at[e]);
-            }
+            Core::add(acc, left, right);
             if (more) {
                 // The other stage was last read before the barrier below, one turn ago.
                 a.store(stages.a[(step + 1) % 2]), b.store(stages.b[(step + 1) % 2]);
@@ -177,6 +248,10 @@ struct Fma {
         if constexpr (SQUARES) a.add_squares(), b.add_squares();
     }
 };
+
+template <class T>
+using Fma = Staged<FmaCore<T>>;
+using Tf32 = Staged<Tf32Core>;
 
 } // namespace margin_loss
 

@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use candle_core::backend::BackendStorage;
+use candle_core::cuda::gemm_reduced_precision_f32;
 use candle_core::cuda_backend::{CudaDType, CudaStorage, CudaStorageSlice, DeviceId, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, CudaDevice, DType, InplaceOp1, Layout, Shape, Storage, Tensor};
@@ -263,9 +264,11 @@ fn fused_step<T: Accumulator>(
     if problem.params().streaming {
         return Ok(false);
     }
-    let (sizes, limits, budget, kind) = (sizes(problem), limits(stream)?, budget(problem), Kind::of(problem));
-    let backward = Backward::new(&sizes, &limits, budget, out.features.is_some(), out.weight.is_some());
-    let Some(plan) = Fused::new(&sizes, &limits, &kind.fused::<T>(), budget, &backward) else { return Ok(false) };
+    let (sizes, limits, kind) = (sizes(problem), limits(stream)?, Kind::of(problem));
+    let (dx, dw) = (out.features.is_some(), out.weight.is_some());
+    let Some(plan) = Fused::new(&sizes, &limits, &kind.fused::<T>(), budget(problem), dx, dw) else {
+        return Ok(false);
+    };
     let name = format!("fused_step_{}", kind.suffix());
     let function = device.get_or_load_custom_func(&name, FUSED_STEP.name, FUSED_STEP.ptx)?;
     function
@@ -276,17 +279,21 @@ fn fused_step<T: Accumulator>(
         return Ok(false);
     }
     // SAFETY: statistics, g, dots and sums are written before they are read.
-    let mut workspace = unsafe { device.alloc::<u8>(backward.bytes() + align(plan.partials))? };
+    let mut workspace = unsafe { device.alloc::<u8>(plan.bytes.max(1))? };
     let (base, _workspace) = workspace.device_ptr_mut(stream);
-    call.partials = (base + backward.bytes() as u64) as _;
+    let base = if plan.states.is_some() { 0 } else { base };
+    call.partials = (base + plan.partials as u64) as _;
+    if let Some((rows, class_norms)) = plan.states {
+        call.on_chip = 1;
+        (call.rows, call.class_norms) = (rows as _, class_norms as _);
+    }
     with_optional_pointer(out.features, stream, |dx| {
         with_optional_pointer(out.weight, stream, |dw| {
             (call.dx, call.dw) = (dx as _, dw as _);
-            let chunk = &backward.chunks[0];
-            let mut arrivals = arrivals(device, chunk)?;
+            let mut arrivals = arrivals(device, &plan.chunk)?;
             let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
             let arrivals = arrivals.as_ref().map_or(0, |(address, _)| *address);
-            let chunk = chunk_arguments(kind, call, &sizes, chunk, base, arrivals);
+            let chunk = chunk_arguments(call, &sizes, &plan.chunk, base + plan.workspace as u64, arrivals);
             let mut builder = function.builder();
             builder.arg(&*call).arg(&chunk);
             let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(plan.blocks)? };
@@ -340,7 +347,7 @@ fn launch_chunk(
     let mut arrivals = arrivals(device, chunk)?;
     let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
     let address = arrivals.as_ref().map_or(0, |(address, _)| *address);
-    let arguments = chunk_arguments(kind, call, sizes, chunk, workspace, address);
+    let arguments = chunk_arguments(call, sizes, chunk, workspace, address);
     let (row_tiles, class_tiles) = (chunk.rows.len().div_ceil(TILE), chunk.classes.len().div_ceil(TILE));
     let d_tiles = sizes.d.div_ceil(TILE);
     let dw_blocks = if chunk.dw { class_tiles * d_tiles * chunk.dw_splits } else { 0 };
@@ -358,7 +365,6 @@ fn launch_chunk(
 
 /// A chunk as the kernels take it, with its parts of the workspace.
 fn chunk_arguments(
-    kind: Kind,
     call: &MarginLossCall,
     sizes: &Sizes,
     chunk: &Chunk,
@@ -374,8 +380,6 @@ fn chunk_arguments(
     let g = class_dots + align(memory.class_dots) as u64;
     let partial_sums = g + align(memory.g) as u64;
     let (rows, classes) = (chunk.rows.len(), chunk.classes.len());
-    // On tensor cores dX and dW have a g each, in the type of X.
-    let second_g = if kind.has_two_g() && chunk.dx { rows * pad(classes) * sizes.x } else { 0 };
     // Where a gradient has the type of its sums, they are summed in it.
     let in_place = |gradient: *mut std::ffi::c_void, first: usize| gradient as u64 + (first * d * sizes.sum) as u64;
     MarginLossChunk {
@@ -383,10 +387,9 @@ fn chunk_arguments(
         rows: rows as i64,
         class0: chunk.classes.start as i64,
         classes: classes as i64,
-        g_dx: if chunk.dx { g as _ } else { std::ptr::null_mut() },
-        g_dw: if chunk.dw { (g + second_g as u64) as _ } else { std::ptr::null_mut() },
+        g: g as _,
         stride: pad(classes) as i64,
-        class_dots: if chunk.dw { class_dots as _ } else { std::ptr::null_mut() },
+        class_dots: class_dots as _,
         partial_sums: partial_sums as _,
         arrivals: arrivals as _,
         dx_sums: if sizes.x < sizes.sum { dx_sums } else { in_place(call.dx, chunk.rows.start) } as _,
@@ -549,16 +552,24 @@ fn sizes(problem: &Problem) -> Sizes {
         d: problem.d,
         x: bytes(problem.features),
         w: bytes(problem.weight),
+        g: Kind::of(problem).g(),
         sum: problem.accumulation_dtype().size_in_bytes(),
     }
 }
 
-/// How a problem's products are made: `OnFma` and `OnTensorCores` in rows.cuh.
+/// How a problem's products are made: `OnFma`, `OnTf32` and `OnTensorCores` in rows.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Kind {
     x: DType,
     w: DType,
-    tensor_cores: bool,
+    by: Products,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Products {
+    Fma,
+    Tf32,
+    TensorCores,
 }
 
 impl Kind {
@@ -567,33 +578,52 @@ impl Kind {
 
     fn of(problem: &Problem) -> Self {
         let (x, w) = (problem.features.dtype(), problem.weight.dtype());
-        let halves = x == w && matches!(x, DType::F16 | DType::BF16);
-        Self { x, w, tensor_cores: halves && problem.d >= Self::LEAST_DIMENSIONS }
+        let wide = problem.d >= Self::LEAST_DIMENSIONS;
+        let by = match (x, w) {
+            (DType::F64, _) => Products::Fma,
+            (DType::F16 | DType::BF16, w) if w == x && wide => Products::TensorCores,
+            // Candle's own switch, off unless the user sets it.
+            (_, DType::F32) if wide && gemm_reduced_precision_f32() => Products::Tf32,
+            _ => Products::Fma,
+        };
+        Self { x, w, by }
     }
 
     /// What its kernels' names end with.
     fn suffix(self) -> String {
         let (x, w) = (self.x.as_str(), self.w.as_str());
-        match self {
-            Self { tensor_cores: true, .. } => format!("{x}_tensor"),
-            _ if x == w => x.to_string(),
-            _ => format!("{x}_{w}"),
+        let types = if x == w { x.to_string() } else { format!("{x}_{w}") };
+        match self.by {
+            Products::Fma => types,
+            Products::Tf32 => format!("{types}_tf32"),
+            Products::TensorCores => format!("{types}_tensor"),
+        }
+    }
+
+    /// Bytes of an element of g: `Engine::G` of its contraction.
+    fn g(self) -> usize {
+        match (self.x, self.by) {
+            (DType::F64, _) => 8,
+            (DType::BF16, Products::TensorCores) => 2,
+            _ => 4,
         }
     }
 
     /// What fused_step takes of a device: `Kind::FUSED_SHARED` in rows.cuh.
     fn fused<T: Accumulator>(self) -> FusedKind {
-        let shared = match (self.x, self.tensor_cores) {
+        let shared = match (self.x, self.by) {
             (DType::F64, _) => params::MARGIN_LOSS_FUSED_SHARED_F64,
-            (_, false) => params::MARGIN_LOSS_FUSED_SHARED_F32,
-            (_, true) => params::MARGIN_LOSS_FUSED_SHARED_TENSOR,
+            (_, Products::Fma) => params::MARGIN_LOSS_FUSED_SHARED_F32,
+            (_, Products::Tf32) => params::MARGIN_LOSS_FUSED_SHARED_TF32,
+            (_, Products::TensorCores) => params::MARGIN_LOSS_FUSED_SHARED_TENSOR,
         };
-        FusedKind { shared: shared as usize, statistics: T::STATISTICS }
-    }
-
-    /// Whether dX and dW have a g each, in the type of X, as bf16's tensor cores take it.
-    fn has_two_g(self) -> bool {
-        self.tensor_cores && self.x == DType::BF16
+        FusedKind {
+            shared: shared as usize,
+            statistics: T::STATISTICS,
+            row_state: T::ROW_STATE,
+            norm: T::NORM,
+            alone: if self.by == Products::Fma { 2 } else { 6 },
+        }
     }
 }
 

@@ -30,9 +30,10 @@ pub(super) struct Sizes {
     pub n: usize,
     pub c: usize,
     pub d: usize,
-    /// Bytes of an element of X, of W, and of what is added up: 4, or 8 for f64.
+    /// Bytes of an element of X, of W, of g, and of what is added up: 4, or 8 for f64.
     pub x: usize,
     pub w: usize,
+    pub g: usize,
     pub sum: usize,
 }
 
@@ -57,16 +58,22 @@ impl Forward {
     }
 }
 
-/// fused_step: a cooperative grid whose shared memory holds all cosines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// fused_step: a cooperative grid whose shared memory holds all cosines, and the one chunk that is its backward pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fused {
     pub blocks: usize,
     /// Of which so many are on one multiprocessor
     pub blocks_a_multiprocessor: usize,
     /// Bytes of dynamic shared memory a block
     pub shared: usize,
-    /// Bytes of the rows' statistics by class tile
+    pub chunk: Chunk,
+    /// Where the chunk's workspace, the rows' statistics, and the rows' states and the classes' norms begin: in global memory, the latter two
+    /// elsewhere; or in the shared memory of the only block.
+    pub workspace: usize,
     pub partials: usize,
+    pub states: Option<(usize, usize)>,
+    /// Bytes of global memory
+    pub bytes: usize,
 }
 
 /// What a kind of kernel takes, in bytes.
@@ -74,33 +81,78 @@ pub(super) struct Fused {
 pub(super) struct FusedKind {
     /// Shared memory beside the tiles of cosines
     pub shared: usize,
-    /// One row's statistics
+    /// One row's statistics and state, one class's norm
     pub statistics: usize,
+    pub row_state: usize,
+    pub norm: usize,
+    /// Products of three tiles that one block makes sooner than many do with three barriers of the grid between. By arithmetic, not measured: a
+    /// barrier takes about 1.5 µs; 64³ fused multiply-adds take one multiprocessor of 1.7 GHz 1.2 µs, on tensor cores, loads and all, 0.3 µs.
+    pub alone: usize,
 }
 
 impl Fused {
-    /// None where the cosines, or g, do not fit. As many blocks a multiprocessor as do: they hide each other's waiting.
-    pub fn new(sizes: &Sizes, limits: &Limits, kind: &FusedKind, budget: usize, backward: &Backward) -> Option<Self> {
-        let [chunk] = &backward.chunks[..] else { return None };
-        let class_tiles = sizes.c.div_ceil(TILE);
-        let partials = class_tiles * sizes.n * kind.statistics;
-        if !limits.cooperative || backward.bytes() + align(partials) > budget {
+    /// None where the cosines, or g, do not fit.
+    pub fn new(sizes: &Sizes, limits: &Limits, kind: &FusedKind, budget: usize, dx: bool, dw: bool) -> Option<Self> {
+        if !limits.cooperative {
             return None;
         }
+        let class_tiles = sizes.c.div_ceil(TILE);
         let tiles = sizes.row_tiles() * class_tiles;
         let d_tiles = sizes.d.div_ceil(TILE);
-        let contractions = d_tiles
-            * (if chunk.dx { sizes.row_tiles() * chunk.dx_splits } else { 0 }
-                + if chunk.dw { class_tiles * chunk.dw_splits } else { 0 });
         let values = TILE * params::MARGIN_LOSS_VALUES_ROW as usize * sizes.sum;
+        // A device takes 1 KB of its own for each block.
+        let fits = |blocks: usize, shared: usize| {
+            let all = shared + params::MARGIN_LOSS_FUSED_STATIC as usize;
+            all <= limits.shared_a_block && blocks * (all + 1024) <= limits.shared_a_multiprocessor
+        };
+        if tiles * d_tiles <= kind.alone {
+            // One block has all rows' statistics at once, and no sum to split.
+            let plan = Backward::new(sizes, &Limits { multiprocessors: 1, ..*limits }, budget, dx, dw);
+            if let [chunk] = &plan.chunks[..]
+                && chunk.dx_splits == 1
+                && chunk.dw_splits == 1
+            {
+                let workspace = align(kind.shared + tiles * values);
+                let partials = workspace + plan.bytes();
+                let rows = partials + align(sizes.n * kind.statistics);
+                let class_norms = rows + align(sizes.n * kind.row_state);
+                let shared = class_norms + align(sizes.c * kind.norm);
+                if fits(1, shared) {
+                    let (chunk, states) = (chunk.clone(), Some((rows, class_norms)));
+                    return Some(Self {
+                        blocks: 1,
+                        blocks_a_multiprocessor: 1,
+                        shared,
+                        chunk,
+                        workspace,
+                        partials,
+                        states,
+                        bytes: 0,
+                    });
+                }
+            }
+        }
+        let plan = Backward::new(sizes, limits, budget, dx, dw);
+        let [chunk] = &plan.chunks[..] else { return None };
+        let contractions = d_tiles
+            * (if dx { sizes.row_tiles() * chunk.dx_splits } else { 0 }
+                + if dw { class_tiles * chunk.dw_splits } else { 0 });
+        // As many blocks a multiprocessor as there is room for: they hide each other's waiting.
         (1..=params::MARGIN_LOSS_FUSED_BLOCKS as usize).rev().find_map(|blocks_a_multiprocessor| {
             let blocks = (blocks_a_multiprocessor * limits.multiprocessors).min(tiles.max(contractions));
             let shared = kind.shared + tiles.div_ceil(blocks) * values;
-            let all = shared + params::MARGIN_LOSS_FUSED_STATIC as usize;
-            // A device takes 1 KB of its own for each block.
-            let fits = all <= limits.shared_a_block
-                && blocks_a_multiprocessor * (all + 1024) <= limits.shared_a_multiprocessor;
-            fits.then_some(Self { blocks, blocks_a_multiprocessor, shared, partials })
+            // Of a row tile, no more parts than it has class tiles.
+            let bytes = plan.bytes() + align(class_tiles * sizes.n * kind.statistics);
+            (fits(blocks_a_multiprocessor, shared) && bytes <= budget).then(|| Self {
+                blocks,
+                blocks_a_multiprocessor,
+                shared,
+                chunk: chunk.clone(),
+                workspace: 0,
+                partials: plan.bytes(),
+                states: None,
+                bytes,
+            })
         })
     }
 }
@@ -127,7 +179,6 @@ pub(super) struct Memory {
     pub dw_sums: usize,
     /// Of all row tiles, whatever rows a chunk has
     pub class_dots: usize,
-    /// At the size of a sum: two halves, on tensor cores, take as much
     pub g: usize,
     pub partial_sums: usize,
 }
@@ -149,17 +200,17 @@ impl Backward {
     /// All of g at once where it fits; else chunks of classes with all rows, if dX can be summed over them; else chunks of classes for dW,
     /// and chunks of rows for dX: two more products, but each gradient is whole after one chunk, or a few.
     pub fn new(sizes: &Sizes, limits: &Limits, budget: usize, dx: bool, dw: bool) -> Self {
-        let &Sizes { n, c, d, sum, .. } = sizes;
+        let &Sizes { n, c, d, g, sum, .. } = sizes;
         let mut plan = Self::default();
         if n == 0 || !(dx || dw) {
             return plan;
         }
         let room = budget - budget / 4; // a quarter is for split sums
         let dots = sum * sizes.row_tiles(); // of one class
-        let whole = pad(c) * (sum * n + if dw { dots } else { 0 }) <= room;
+        let whole = pad(c) * (g * n + if dw { dots } else { 0 }) <= room;
         // dX of a half type is rounded once: chunks of classes need its sums beside it.
         let dx_sums = if dx && sizes.x < sum { sum * n * d } else { 0 };
-        let classes = tiles_in(room.saturating_sub(dx_sums), sum * n + dots);
+        let classes = tiles_in(room.saturating_sub(dx_sums), g * n + dots);
         if whole {
             plan.add(sizes, limits, budget, 0..n, 0..c, dx, dw);
         } else if classes > 0 && (!dx || dx_sums <= room / 2) {
@@ -169,12 +220,12 @@ impl Backward {
         } else {
             if dw {
                 let dw_sums = if sizes.w < sum { sum * d } else { 0 };
-                let classes = match tiles_in(room, sum * n + dots) {
-                    0 => tiles_in(room, sum * 8 * TILE + dots + dw_sums).max(TILE),
+                let classes = match tiles_in(room, g * n + dots) {
+                    0 => tiles_in(room, g * 8 * TILE + dots + dw_sums).max(TILE),
                     all_rows => all_rows,
                 };
                 let rest = room.saturating_sub(classes * (dots + dw_sums));
-                let rows = if classes * (sum * n + dots) <= room { n } else { tiles_in(rest, sum * classes).max(TILE) };
+                let rows = if classes * (g * n + dots) <= room { n } else { tiles_in(rest, g * classes).max(TILE) };
                 for classes in chunks(c, classes) {
                     for rows in chunks(n, rows) {
                         plan.add(sizes, limits, budget, rows, classes.clone(), false, true);
@@ -183,12 +234,12 @@ impl Backward {
             }
             if dx {
                 let dx_sums = if sizes.x < sum { sum * d } else { 0 };
-                let rows = match tiles_in(room, sum * pad(c)) {
-                    0 => tiles_in(room, sum * 8 * TILE + dx_sums).max(TILE),
+                let rows = match tiles_in(room, g * pad(c)) {
+                    0 => tiles_in(room, g * 8 * TILE + dx_sums).max(TILE),
                     all_classes => all_classes,
                 };
                 let rest = room.saturating_sub(rows * dx_sums);
-                let classes = if rows * sum * pad(c) <= room { c } else { tiles_in(rest, sum * rows).max(TILE) };
+                let classes = if rows * g * pad(c) <= room { c } else { tiles_in(rest, g * rows).max(TILE) };
                 for rows in chunks(n, rows) {
                     for classes in chunks(c, classes) {
                         plan.add(sizes, limits, budget, rows.clone(), classes, true, false);
@@ -210,7 +261,7 @@ impl Backward {
         dx: bool,
         dw: bool,
     ) {
-        let &Sizes { n, c, d, x, w, sum } = sizes;
+        let &Sizes { n, c, d, x, w, g, sum } = sizes;
         let d_tiles = d.div_ceil(TILE);
         let dw_tiles = if dw { classes.len().div_ceil(TILE) * d_tiles } else { 0 };
         let dx_tiles = if dx { rows.len().div_ceil(TILE) * d_tiles } else { 0 };
@@ -229,7 +280,7 @@ impl Backward {
         let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
         let stride = pad(classes.len());
         let memory = Memory {
-            g: rows.len() * stride * sum,
+            g: rows.len() * stride * g,
             class_dots: if dw { sizes.row_tiles() * stride * sum } else { 0 },
             partial_sums: dw_split.0 + dx_split.0,
             dx_sums: if dx && x < sum && classes.len() < c { rows.len() * d * sum } else { 0 },
@@ -277,11 +328,18 @@ mod tests {
     /// The least device: Jetson's and GeForce's of capability 8.6 have less shared memory.
     const SMALL: Limits =
         Limits { multiprocessors: 16, shared_a_block: 99 << 10, shared_a_multiprocessor: 100 << 10, cooperative: true };
-    const TENSOR: FusedKind = FusedKind { shared: params::MARGIN_LOSS_FUSED_SHARED_TENSOR as usize, statistics: 32 };
+    const TENSOR: FusedKind = FusedKind {
+        shared: params::MARGIN_LOSS_FUSED_SHARED_TENSOR as usize,
+        statistics: 32,
+        row_state: 40,
+        norm: 8,
+        alone: 6,
+    };
     const MIB: usize = 1 << 20;
 
     fn sizes(n: usize, c: usize, d: usize, x: usize, w: usize) -> Sizes {
-        Sizes { n, c, d, x, w, sum: if x == 8 { 8 } else { 4 } }
+        let sum = if x == 8 { 8 } else { 4 };
+        Sizes { n, c, d, x, w, g: if x == w { x } else { sum }, sum }
     }
 
     /// Every element of either gradient gets every one of its terms once, in order, and the memory stays in the budget.
@@ -365,9 +423,7 @@ mod tests {
         for (n, c, d) in [(1, 1, 1), (64, 100, 64), (256, 1000, 2048), (256, 8142, 2048), (512, 4000, 512)] {
             for limits in [H100, SMALL] {
                 let sizes = sizes(n, c, d, 2, 2);
-                let backward = Backward::new(&sizes, &limits, 16 * MIB, true, true);
-                let plan = Fused::new(&sizes, &limits, &TENSOR, 16 * MIB, &backward);
-                let Some(plan) = plan else {
+                let Some(plan) = Fused::new(&sizes, &limits, &TENSOR, 16 * MIB, true, true) else {
                     assert!(limits == SMALL && c >= 1000, "{sizes:?} fits an H100");
                     continue;
                 };
@@ -377,14 +433,33 @@ mod tests {
                 assert!((plan.shared - TENSOR.shared) / tile * plan.blocks >= tiles, "{sizes:?} {plan:?}");
                 assert!(plan.shared + 2048 <= limits.shared_a_block);
                 assert!(plan.blocks_a_multiprocessor * (plan.shared + 3072) <= limits.shared_a_multiprocessor);
+                assert_eq!(plan.states.is_some(), tiles <= 2, "{sizes:?} is one block's");
+                assert_eq!(plan.bytes == 0, tiles <= 2, "{sizes:?} needs no memory");
             }
         }
         let large = sizes(4096, 8142, 512, 2, 2);
-        let backward = Backward::new(&large, &H100, 1 << 30, true, true);
-        assert_eq!(Fused::new(&large, &H100, &TENSOR, 1 << 30, &backward), None, "too many cosines");
+        assert_eq!(Fused::new(&large, &H100, &TENSOR, 1 << 30, true, true), None, "too many cosines");
         let usual = sizes(256, 8142, 2048, 2, 2);
-        let backward = Backward::new(&usual, &H100, 2 * MIB, true, true);
-        assert_eq!(Fused::new(&usual, &H100, &TENSOR, 2 * MIB, &backward), None, "no room for g");
+        assert_eq!(Fused::new(&usual, &H100, &TENSOR, 2 * MIB, true, true), None, "no room for g");
+        // A block alone whose shared memory would not hold what it keeps is as many blocks as any other.
+        let tiny = Limits { shared_a_block: 56 << 10, ..SMALL };
+        let plan = Fused::new(&sizes(64, 100, 64, 2, 2), &tiny, &TENSOR, 16 * MIB, true, true).unwrap();
+        assert!(plan.blocks > 1 && plan.states.is_none(), "{plan:?}");
+    }
+
+    /// What the only block keeps lies side by side.
+    #[test]
+    fn a_block_alone_keeps_all_it_needs() {
+        for (n, c, d) in [(1, 1, 1), (64, 100, 64), (130, 64, 64), (3, 64, 384)] {
+            let sizes = sizes(n, c, d, 2, 2);
+            let plan = Fused::new(&sizes, &H100, &TENSOR, 16 * MIB, true, true).unwrap();
+            let (rows, class_norms) = plan.states.unwrap();
+            let tiles = n.div_ceil(TILE) * c.div_ceil(TILE);
+            assert!(plan.workspace >= TENSOR.shared + tiles * 4 * TILE * params::MARGIN_LOSS_VALUES_ROW as usize);
+            assert_eq!(plan.partials - plan.workspace, plan.chunk.memory.bytes());
+            assert!(rows - plan.partials >= n * TENSOR.statistics && class_norms - rows >= n * TENSOR.row_state);
+            assert!(plan.shared - class_norms >= c * TENSOR.norm);
+        }
     }
 
     #[test]
