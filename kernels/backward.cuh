@@ -74,7 +74,6 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
     int rows = int(chunk.row0 + chunk.rows - row0 < TILE ? chunk.row0 + chunk.rows - row0 : TILE);
     T scale = scale2<T>(call.options), prior = tile.prior2[column];
     T class_length = tile.class_norms[column].magnitude(), class_inverse = T(1) / class_length;
-    bool is_class = class0 + column < call.c;
     T sum = T(0);
     // Halves of rows one after the other, as the contraction adds them up: at a pole the two sums are to cancel.
     for (int row = part * (TILE / 2); row < rows && row < (part + 1) * (TILE / 2); row++) {
@@ -82,9 +81,8 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
         T c = cosines[row][column];
         T value = fma(of.factor, exp2(fma(scale, c, prior) - of.max), -of.uniform);
         if (column == tile.target_in(class0, row)) value = of.target;
-        // Masked last, so that nothing computed above can make padding, or a row that does not count, anything but 0.
+        // Masked last, so that nothing computed above can make a row that does not count anything but 0; padded classes are not read.
         if (tile.labels[row] < 0) value = of.target;
-        if (!is_class) value = T(0);
         if constexpr (Engine::NORMS_IN_G) {
             bool zero = value == T(0); // whatever the norms of what does not count
             G rounded = Engine::to_g(zero ? T(0) : value * of.inverse * class_inverse);

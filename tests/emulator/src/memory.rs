@@ -309,6 +309,34 @@ impl Memory {
             counts.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
             base
         };
+        self.put(base, size, label);
+        Ok(base)
+    }
+
+    /// Allocates what was freed at `base` once more, poisoned, as a launch of a captured graph does.
+    ///
+    /// # Errors
+    /// An address that is not an allocation's, or not freed; out of memory.
+    pub fn allocate_again(&self, base: u64) -> Result<()> {
+        let size = match self.read_allocations().get(&base) {
+            Some(allocation) if allocation.freed.load(Relaxed) => allocation.size,
+            _ => return Err(Error::Host(format!("{base:#x} is no freed allocation"))),
+        };
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if size > self.capacity - counts.used {
+            return Err(Error::OutOfMemory(format!(
+                "{size} bytes asked for, {} of {} used",
+                counts.used, self.capacity
+            )));
+        }
+        counts.used += size;
+        counts.peak = counts.peak.max(counts.used);
+        drop(counts);
+        self.put(base, size, None);
+        Ok(())
+    }
+
+    fn put(&self, base: u64, size: usize, label: Option<String>) {
         let words = size.div_ceil(8) * 2;
         let allocation = Allocation {
             base,
@@ -320,7 +348,6 @@ impl Memory {
             mixed: Mutex::default(),
         };
         self.allocations.write().unwrap_or_else(PoisonError::into_inner).insert(base, Arc::new(allocation));
-        Ok(base)
     }
 
     /// Frees an allocation. Its address is not used again.

@@ -148,6 +148,13 @@ impl Product {
                 .collect();
             c.write(device, &out)?;
         }
+        // What a product has to read and write: how cuBLAS makes it is not known here.
+        let bytes = |i: usize, elements: usize| (elements * self.count as usize * self.types[i].size()) as u64;
+        let [a, b, c] = [bytes(0, m * k), bytes(1, k * n), bytes(2, m * n)];
+        device.record(&serde_json::json!({
+            "product": [m, n, k], "count": self.count,
+            "read": a + b + if self.beta == 0.0 { 0 } else { c }, "written": c,
+        }));
         Ok(())
     }
 }

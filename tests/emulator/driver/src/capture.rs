@@ -1,6 +1,7 @@
 //! Graphs, events, pinned memory: what the driver keeps beside the device. A captured stream's work is kept and runs when its graph does.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 
@@ -8,10 +9,20 @@ use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, loc
 
 type Work = Box<dyn Fn(&Device) -> Outcome<()> + Send + Sync>;
 
+/// What was captured, in order.
+#[derive(Default)]
+struct Graph {
+    work: Vec<Work>,
+    /// What it allocates
+    memory: Vec<u64>,
+    /// Whether a launch frees what the launch before it left (`CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH`)
+    frees: AtomicBool,
+}
+
 #[derive(Default)]
 struct Kept {
-    capturing: HashMap<u64, Vec<Work>>,
-    graphs: HashMap<u64, Arc<Vec<Work>>>,
+    capturing: HashMap<u64, Graph>,
+    graphs: HashMap<u64, Arc<Graph>>,
     events: HashMap<u64, Instant>,
     pinned: HashMap<usize, Box<[u64]>>,
 }
@@ -21,10 +32,26 @@ static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 /// Runs work now, or keeps it for the graph that its stream is captured into.
 pub(crate) fn run_or_record(device: &Device, stream: u64, work: Work) -> Outcome<()> {
     if let Some(captured) = lock(&KEPT).capturing.get_mut(&stream) {
-        captured.push(work);
+        captured.work.push(work);
         return Ok(());
     }
     work(device)
+}
+
+/// Allocates now; of a graph that is being captured, at each of its launches, at the same address.
+pub(crate) fn allocate(device: &Device, stream: u64, size: usize) -> Outcome<u64> {
+    let base = device.memory.allocate(size)?;
+    if let Some(captured) = lock(&KEPT).capturing.get_mut(&stream) {
+        device.memory.free(base)?;
+        captured.memory.push(base);
+        captured.work.push(Box::new(move |device| Ok(device.memory.allocate_again(base)?)));
+    }
+    Ok(base)
+}
+
+/// Frees, now or in each launch of the graph that is being captured.
+pub(crate) fn free(device: &Device, stream: u64, base: u64) -> Outcome<()> {
+    run_or_record(device, stream, Box::new(move |device| Ok(device.memory.free(base)?)))
 }
 
 pub(crate) fn is_capturing(stream: u64) -> bool {
@@ -32,7 +59,7 @@ pub(crate) fn is_capturing(stream: u64) -> bool {
 }
 
 pub(crate) fn begin(stream: u64) -> Outcome<()> {
-    match lock(&KEPT).capturing.insert(stream, Vec::new()) {
+    match lock(&KEPT).capturing.insert(stream, Graph::default()) {
         None => Ok(()),
         Some(_) => Err(Failure::new(INVALID_VALUE, "the stream is being captured")),
     }
@@ -48,7 +75,7 @@ pub(crate) fn end(device: &Device, stream: u64) -> Outcome<u64> {
     Ok(graph)
 }
 
-fn graph(handle: u64) -> Outcome<Arc<Vec<Work>>> {
+fn graph(handle: u64) -> Outcome<Arc<Graph>> {
     let found = lock(&KEPT).graphs.get(&handle).cloned();
     found.ok_or_else(|| Failure::new(INVALID_HANDLE, format!("{handle:#x} is no graph")))
 }
@@ -57,8 +84,28 @@ pub(crate) fn check(handle: u64) -> Outcome<()> {
     graph(handle).map(|_| ())
 }
 
+/// What can be launched of a graph: the graph itself, under a handle of its own.
+pub(crate) fn instantiate(device: &Device, handle: u64, flags: u64) -> Outcome<u64> {
+    const AUTO_FREE_ON_LAUNCH: u64 = 1;
+    let graph = graph(handle)?;
+    graph.frees.store(flags & AUTO_FREE_ON_LAUNCH != 0, Relaxed);
+    let executable = device.handle();
+    lock(&KEPT).graphs.insert(executable, graph);
+    Ok(executable)
+}
+
 pub(crate) fn launch(device: &Device, handle: u64) -> Outcome<()> {
-    graph(handle)?.iter().try_for_each(|work| work(device))
+    let graph = graph(handle)?;
+    for &base in &graph.memory {
+        if device.memory.range(base).is_some() {
+            if !graph.frees.load(Relaxed) {
+                let reason = format!("the graph's allocation {base:#x} was not freed since its last launch");
+                return Err(Failure::new(INVALID_VALUE, reason));
+            }
+            device.memory.free(base)?;
+        }
+    }
+    graph.work.iter().try_for_each(|work| work(device))
 }
 
 pub(crate) fn destroy(handle: u64) -> Outcome<()> {

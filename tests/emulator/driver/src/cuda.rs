@@ -58,6 +58,9 @@ unsafe fn name<'a>(text: *const c_char) -> Outcome<&'a str> {
 
 /// What `cuDeviceGetAttribute` gives: an H100's.
 fn attribute(device: &Device, which: c_int) -> Option<i32> {
+    if let Some(&(_, value)) = device.claims.iter().find(|&&(claimed, _)| claimed == which) {
+        return Some(value);
+    }
     let limits = &device.limits;
     Some(match which {
         1 => limits.threads as i32,
@@ -212,7 +215,7 @@ entries! { call:
     fn cuStreamIsCapturing(stream: u64, status: *mut c_int) |_device| { put(status, c_int::from(capture::is_capturing(stream))) }
     fn cuStreamBeginCapture_v2(stream: u64, _mode: c_int) |_device| { capture::begin(stream) }
     fn cuStreamEndCapture(stream: u64, graph: *mut u64) |device| { let made = capture::end(device, stream)?; put(graph, made) }
-    fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, _flags: u64) |_device| { capture::check(graph)?; put(executable, graph) }
+    fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, flags: u64) |device| { put(executable, capture::instantiate(device, graph, flags)?) }
     fn cuGraphUpload(executable: u64, _stream: u64) |_device| { capture::check(executable) }
     fn cuGraphLaunch(executable: u64, _stream: u64) |device| { capture::launch(device, executable) }
 
@@ -222,7 +225,7 @@ entries! { call:
         }
         put(address, device.memory.allocate(size)?)
     }
-    fn cuMemAllocAsync(address: *mut u64, size: usize, _stream: u64) |device| { put(address, device.memory.allocate(size)?) }
+    fn cuMemAllocAsync(address: *mut u64, size: usize, stream: u64) |device| { put(address, capture::allocate(device, stream, size)?) }
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |device| {
         let capacity = device.memory.capacity();
         put(free, capacity - device.memory.usage().0)?;
@@ -340,13 +343,13 @@ entries! { call:
 entries! { release:
     fn cuStreamDestroy_v2(stream: u64) |device| { device.close(stream) }
     fn cuEventDestroy_v2(event: u64) |device| { device.close(event) }
-    fn cuGraphDestroy(graph: u64) |_device| { capture::check(graph) }
+    fn cuGraphDestroy(graph: u64) |_device| { capture::destroy(graph) }
     fn cuGraphExecDestroy(executable: u64) |_device| { capture::destroy(executable) }
     fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) |_device| { check_device(ordinal) }
     fn cuModuleUnload(module: u64) |device| { device.unload(module) }
     fn cuCtxSetCurrent(_context: u64) |_device| { Ok(()) }
     fn cuMemFree_v2(address: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
-    fn cuMemFreeAsync(address: u64, _stream: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
+    fn cuMemFreeAsync(address: u64, stream: u64) |device| { if address == 0 { Ok(()) } else { capture::free(device, stream, address) } }
     fn cuMemFreeHost(address: *mut u8) |_device| { capture::unpin(address) }
 }
 

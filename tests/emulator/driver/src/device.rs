@@ -66,6 +66,8 @@ pub(crate) struct Device {
     pub memory: Memory,
     pub limits: Limits,
     pub capability: (i32, i32),
+    /// Attributes by their numbers, whatever the device is: for tests of what is done about them
+    pub claims: Vec<(i32, i32)>,
     modules: Mutex<HashMap<u64, Arc<Loaded>>>,
     functions: Mutex<HashMap<u64, Arc<Function>>>,
     /// Streams and events that were made
@@ -110,6 +112,24 @@ fn replacement(text: &str) -> Option<String> {
     })
 }
 
+/// `75=7,76=5` as pairs of numbers.
+fn claims(text: &str) -> Vec<(i32, i32)> {
+    let claim = |part: &str| {
+        let (which, value) = part.split_once('=')?;
+        Some((which.trim().parse().ok()?, value.trim().parse().ok()?))
+    };
+    let parts = text.split(',').filter(|part| !part.trim().is_empty());
+    parts
+        .filter_map(|part| {
+            let found = claim(part);
+            if found.is_none() {
+                eprintln!("emulated driver: {part} in PTX_EMULATOR_ATTRIBUTES is not NUMBER=VALUE, and is ignored");
+            }
+            found
+        })
+        .collect()
+}
+
 static DEVICE: LazyLock<Device> = LazyLock::new(|| {
     let counters = std::env::var_os("PTX_EMULATOR_COUNTERS").and_then(|path| {
         let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -126,6 +146,7 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
             ..Limits::default()
         },
         capability: (9, 0),
+        claims: claims(&std::env::var("PTX_EMULATOR_ATTRIBUTES").unwrap_or_default()),
         modules: Mutex::default(),
         functions: Mutex::default(),
         handles: Mutex::default(),
@@ -243,9 +264,7 @@ impl Device {
         let loaded = self.module(function.owner)?;
         let parameters: Vec<&[u8]> = parameters.iter().map(Vec::as_slice).collect();
         let result = loaded.module.launch(kernel, &config, &parameters, &self.memory, &self.limits);
-        if let Some(file) = &self.counters
-            && let Ok(counters) = &result
-        {
+        if let Ok(counters) = &result {
             let (used, peak) = self.memory.usage();
             let mut line = serde_json::json!({
                 "launch": number, "kernel": kernel.name, "grid": config.grid, "block": config.block,
@@ -257,9 +276,7 @@ impl Device {
             {
                 line.extend(counters);
             }
-            if let Err(error) = writeln!(lock(file), "{line}") {
-                eprintln!("emulated driver: PTX_EMULATOR_COUNTERS: {error}");
-            }
+            self.record(&line);
         }
         match result {
             Ok(_) => Ok(()),
@@ -270,6 +287,15 @@ impl Device {
                 }
                 Err(failure)
             }
+        }
+    }
+
+    /// A line of `PTX_EMULATOR_COUNTERS`, where that is wanted.
+    pub fn record(&self, line: &serde_json::Value) {
+        if let Some(file) = &self.counters
+            && let Err(error) = writeln!(lock(file), "{line}")
+        {
+            eprintln!("emulated driver: PTX_EMULATOR_COUNTERS: {error}");
         }
     }
 

@@ -272,6 +272,34 @@ fn graphs() {
     }
 }
 
+/// A launch whose allocations are still there from the launch before fails, unless it was told to free them.
+#[test]
+fn graphs_that_allocate() {
+    for (flags, again) in [(0, 1), (1, 0)] {
+        let (mut stream, mut graph, mut executable, mut kept, mut freed, mut value) = (0, 0, 0, 0, 0, 0f32);
+        // SAFETY: room for the results
+        unsafe {
+            assert_eq!(cuStreamCreate(&mut stream, 0), 0);
+            assert_eq!(cuStreamBeginCapture_v2(stream, 0), 0);
+            assert_eq!(cuMemAllocAsync(&mut kept, 8, stream), 0);
+            assert_eq!(cuMemAllocAsync(&mut freed, 8, stream), 0);
+            assert_eq!(cuMemsetD8Async(freed, 0, 8, stream), 0);
+            assert_eq!(cuMemcpyDtoDAsync_v2(kept, freed, 8, stream), 0);
+            assert_eq!(cuMemFreeAsync(freed, stream), 0);
+            assert_eq!(cuStreamEndCapture(stream, &mut graph), 0);
+            assert_eq!(cuGraphInstantiateWithFlags(&mut executable, graph, flags), 0);
+            assert_eq!(cuGraphLaunch(executable, stream), 0);
+            assert_eq!(cuMemcpyDtoH_v2(pointer(&mut value), kept, 4), 0);
+            assert_eq!(value, 0.0);
+            assert_eq!(cuGraphLaunch(executable, stream), again);
+            assert_eq!(cuMemFreeAsync(kept, stream), 0);
+            assert_eq!(cuGraphLaunch(executable, stream), 0);
+            assert_eq!(cuMemFreeAsync(kept, stream), 0);
+            assert_eq!(cuMemFreeAsync(freed, stream), 1, "the graph freed it");
+        }
+    }
+}
+
 /// C = α·op(A)·op(B) + β·C with leading dimensions beyond the matrices, against the definition.
 #[test]
 fn products_of_matrices() {
