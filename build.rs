@@ -2,7 +2,13 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=kernels");
+    // The sources alone: tests write the tables that lie beside them.
+    for entry in std::fs::read_dir("kernels").expect("the crate has its kernels").flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|kind| kind != "md") {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
+    }
     #[cfg(feature = "cuda")]
     cuda::build();
 }

@@ -50,6 +50,19 @@ __device__ inline void load8(const E *from, float (&v)[8]) {
     for (int i = 0; i < 8; i++) v[i] = widen(all.halves[i]);
 }
 
+// Eight consecutive values to a 16-byte aligned address of shared memory; the second half first where the upper ones of eight lanes side by side
+// say so: four of them would meet the others' banks.
+__device__ inline void store8(float *to, const float (&v)[8], bool swap) {
+    float4 low = {v[0], v[1], v[2], v[3]}, high = {v[4], v[5], v[6], v[7]};
+    *reinterpret_cast<float4 *>(to + (swap ? 4 : 0)) = swap ? high : low;
+    *reinterpret_cast<float4 *>(to + (swap ? 0 : 4)) = swap ? low : high;
+}
+
+__device__ inline void store8(double *to, const double (&v)[8], bool) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) *reinterpret_cast<double2 *>(to + 2 * i) = {v[2 * i], v[2 * i + 1]};
+}
+
 // Up to eight consecutive elements, `count` of them there; the others are 0. `aligned`: the address is a multiple of 16 bytes.
 template <class E, class T>
 __device__ inline void load_some(const E *from, i64 count, bool aligned, T (&v)[8]) {

@@ -207,9 +207,10 @@ struct Staged {
         }
 
         __device__ void store(Step &step) const {
-            T *to = &step[threadIdx.x / 8][8 * (threadIdx.x % 8)];
+            T rounded[8];
 #pragma unroll
-            for (int i = 0; i < 8; i++) to[i] = Core::round(v[i]);
+            for (int i = 0; i < 8; i++) rounded[i] = Core::round(v[i]);
+            store8(&step[threadIdx.x / 8][8 * (threadIdx.x % 8)], rounded, threadIdx.x % 8 >= 4);
         }
     };
 

@@ -1,6 +1,6 @@
 //! What a step costs a GPU, counted: launches, bytes, bank conflicts, tensor-core work and memory, by the emulated device's counters, of this crate
 //! and of the loss composed of Candle's ops. The table is `kernels/figures.md`; the limits that must hold stand here.
-//! `MARGIN_LOSS_RECORD=1` writes the table anew, with the largest size too (minutes of emulation).
+//! `MARGIN_LOSS_RECORD=1` writes the table anew, with the largest sizes too (half an hour of emulation); `=quick` the lines that are checked.
 #![cfg(feature = "cuda")]
 #![allow(missing_docs)]
 
@@ -101,7 +101,8 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
         println!("SKIPPED: only the emulated driver counts");
         return Ok(());
     }
-    let record = std::env::var_os("MARGIN_LOSS_RECORD").is_some();
+    let asked = std::env::var("MARGIN_LOSS_RECORD").ok();
+    let (record, all) = (asked.is_some(), asked.as_deref() == Some("1"));
     let recorded_path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/figures.md");
     let recorded = std::fs::read_to_string(recorded_path).unwrap_or_default();
 
@@ -111,14 +112,16 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
     let sizes = [
         (64, 100, 64, DType::F32, false),
         (64, 100, 64, DType::BF16, false),
+        (64, 100, 64, DType::F16, false),
         (256, 1000, 512, DType::F32, false),
         (256, 1000, 2048, DType::F32, true),
         (256, 1000, 2048, DType::BF16, false),
+        (256, 1000, 2048, DType::F16, false),
         (256, 8142, 2048, DType::F32, true),
         (256, 8142, 2048, DType::BF16, true),
     ];
     for (n, c, d, dtype, long) in sizes {
-        if long && !record {
+        if long && !all {
             continue;
         }
         let x = Tensor::randn(0f32, 1., (n, d), &Device::Cpu)?.to_dtype(dtype)?.to_device(&gpu)?;
@@ -142,24 +145,29 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
             assert_eq!(step.launches, if streaming { 3 } else { 1 }, "{name} {n} {c} {d} {dtype:?}");
             assert!(streaming || step.ours[0].starts_with("fused_step"));
             assert_eq!((step.matrix_conflicts, step.local_accesses), (0, 0), "{name} {n} {c} {d} {dtype:?}");
+            // What the design asks for, at its sizes; at the smallest the streaming kernels, which it does not take by itself, need more.
             let ratio = step.distinct as f64 / compulsory as f64;
-            assert!(d < 2048 || ratio <= if streaming { 2.3 } else { 1.15 }, "{name} {n} {c} {d} {dtype:?}: {ratio}");
-            let pad = |count: usize, to: usize| count.next_multiple_of(to) as u64;
-            let products = |k: &[(usize, usize, usize)]| -> u64 {
-                k.iter().map(|&(m, n, k)| 2 * pad(m, 64) * pad(n, 64) * pad(k, 64)).sum()
+            let limit = match (d, streaming) {
+                (512, _) | (64, true) => f64::INFINITY,
+                (_, true) => 2.3,
+                _ if dtype == DType::F16 => 1.25, // whose g takes four bytes
+                _ => 1.15,
             };
-            let mut all = vec![(n, c, d), (n, d, c), (c, d, n)];
-            if streaming {
-                all.push((n, c, d)); // the logits once more
-            }
+            assert!(ratio <= limit, "{name} {n} {c} {d} {dtype:?}: {ratio}");
+            let pad = |count: usize, to: usize| count.next_multiple_of(to) as u64;
+            // Logits by steps of 64; f16's gradients, in TF32, by steps of 16.
+            let product = |m: usize, n: usize, k: usize, step: usize| 2 * pad(m, 64) * pad(n, 64) * pad(k, step);
+            let step_of_gradients = if dtype == DType::F16 { 16 } else { 64 };
+            let logits = product(n, c, d, 64) * if streaming { 2 } else { 1 };
+            let gradients = product(n, d, c, step_of_gradients) + product(c, d, n, step_of_gradients);
             assert_eq!(
                 step.mma_flop,
-                if dtype == DType::BF16 { products(&all) } else { 0 },
+                if dtype == DType::F32 { 0 } else { logits + gradients },
                 "{name} {n} {c} {d} {dtype:?}: mma flop"
             );
             rows.push(row(n, c, d, dtype, name, &step, compulsory));
         }
-        if d <= 512 || record {
+        if (d <= 512 && dtype != DType::F16) || (all && dtype != DType::F16) {
             let loss = MarginLoss::dbm_bs(&counts(c), 0.2)?;
             let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
             let composed = counted.step(|| {
@@ -169,7 +177,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
             rows.push(row(n, c, d, dtype, "composed", &composed, compulsory));
         }
     }
-    // Beyond inputs and gradients: the workspace and O(N + C), whatever N×C is; here cosines alone would be 18 times the workspace.
+    // Beyond inputs and gradients: the workspace and O(N + C), whatever N×C is; here cosines alone would be twelve times as much.
     let (n, c, d, budget) = (1500, 3100, 16, 1 << 20);
     for (dtype, reduction) in [(DType::F32, Reduction::Mean), (DType::BF16, Reduction::None)] {
         let x = Tensor::randn(0f32, 1., (n, d), &Device::Cpu)?.to_dtype(dtype)?.to_device(&gpu)?;
@@ -185,7 +193,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
         let tensors = 3 * element * (n * d + c * d);
         let bound = before.memory as usize + tensors + budget + 100 * (n + c) + 4096;
         assert!(step.memory as usize <= bound, "{} bytes, {bound} expected: {:?}", step.memory, step.ours);
-        assert!(n * c * 4 > 15 * (budget + 100 * (n + c)) && step.launches > 10, "{step:?}");
+        assert!(n * c * 4 > 10 * (budget + 100 * (n + c)) && step.launches > 10, "{step:?}");
     }
     let _ = std::fs::remove_file(&path);
     if record {
@@ -198,6 +206,18 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
              | N | C | D | type | | launches | cuBLAS | requested | distinct | bank conflicts | of ldmatrix | mma flop / 2NCD | MB |\n\
              |---:|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         );
+        // Lines of what was not run stay as they are.
+        let same = |a: &str, b: &str| cells(a).get(..5) == cells(b).get(..5);
+        let old: Vec<&str> = recorded.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+        let kept: Vec<String> =
+            old.into_iter().filter(|old| !rows.iter().any(|row| same(row, old))).map(Into::into).collect();
+        rows.extend(kept);
+        rows.sort_by_key(|row| {
+            let number = |i: usize| cells(row)[i].parse::<usize>().unwrap_or(0);
+            let place = |i: usize, of: [&str; 3]| of.iter().position(|name| *name == cells(row)[i]);
+            let (kind, way) = (place(3, ["f32", "bf16", "f16"]), place(4, ["fused_step", "streaming", "composed"]));
+            (number(1), number(2), number(0), kind, way)
+        });
         for row in &rows {
             writeln!(table, "{row}").unwrap();
         }
@@ -235,9 +255,15 @@ fn row(n: usize, c: usize, d: usize, dtype: DType, name: &str, step: &Step, comp
         step.products,
         ratio(step.requested),
         ratio(step.distinct),
-        step.bank_conflicts,
+        two_digits(step.bank_conflicts),
         step.matrix_conflicts,
         step.mma_flop as f64 / (2 * n * c * d) as f64,
         step.memory as f64 / 1e6
     )
+}
+
+/// Rounded: conflicts vary a little with the order of warps.
+fn two_digits(count: u64) -> u64 {
+    let unit = 10u64.pow(count.max(1).ilog10().saturating_sub(1));
+    (count + unit / 2) / unit * unit
 }

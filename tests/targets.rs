@@ -87,7 +87,7 @@ fn every_target_as_recorded() {
             }
         }
     }
-    assert_eq!(found.len(), 8 * 4 + 4, "eight kinds of four kernels, and scale_gradient");
+    assert_eq!(found.len(), 11 * 4 + 4, "eleven kinds of four kernels, and scale_gradient");
 
     let mut table = String::from(
         "# Registers, shared memory and occupancy\n\n\

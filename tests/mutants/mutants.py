@@ -2,10 +2,11 @@
 """Changes the CUDA kernels one barrier, fence, wait, mask or bound at a time, and runs them on the emulated GPU: each change is to be
 reported by the emulator or to change a result (tests/cuda.rs, kernels_are_the_cpus).
 
-    sh tests/emulator/run.sh python3 tests/mutants/mutants.py [--record] [PART OF A NAME]
+    sh tests/emulator/run.sh python3 tests/mutants/mutants.py [--record] [--missing] [PART OF A NAME]
 
-A mutant's kernels are compiled by nvcc for four kinds (f32, bf16, and bf16 and f16 on tensor cores) and put in place of those of the test's binary by the emulated
-driver (PTX_EMULATOR_REPLACE). --record writes table.md.
+A mutant's kernels are compiled by nvcc for five kinds (f32, bf16 and f16, the halves on tensor cores, too) and put in place of those of the test's binary by the emulated
+driver (PTX_EMULATOR_REPLACE). --record writes table.md; --missing
+runs what that table has no line of.
 """
 
 import concurrent.futures
@@ -22,6 +23,7 @@ KERNELS = ROOT / "kernels"
 MODULES = ["stream_forward", "stream_backward", "fused_step"]
 KINDS = """ENTRY(f32, margin_loss::OnFma<float, float>)
 ENTRY(bf16, margin_loss::OnFma<__nv_bfloat16, __nv_bfloat16>)
+ENTRY(f16, margin_loss::OnFma<__half, __half>)
 ENTRY(bf16_tensor, margin_loss::OnTensorCores<__nv_bfloat16, margin_loss::Mma<__nv_bfloat16>>)
 ENTRY(f16_tensor, margin_loss::OnTensorCores<__half, margin_loss::Tf32>)
 #undef ENTRY
@@ -160,6 +162,9 @@ def run(binary, index):
 def main():
     arguments = [a for a in sys.argv[1:] if not a.startswith("--")]
     chosen = [i for i in range(len(MUTANTS)) if not arguments or arguments[0] in name_of(i)]
+    if "--missing" in sys.argv:
+        table = (ROOT / "tests/mutants/table.md").read_text()
+        chosen = [i for i in chosen if f"| {name_of(i)} |".replace("||", "\\|\\|") not in table]
     binary = test_binary()
     caught, how = run(binary, None)
     if caught:
@@ -178,12 +183,23 @@ def main():
 
 
 def record(rows):
-    """Writes the table of what has been run so far: a run takes most of an hour on two cores, and may be cut short."""
-    caught = sum(1 for caught, _ in rows.values() if caught)
-    same = sum(1 for i, (caught, _) in rows.items() if not caught and MUTANTS[i] in EQUIVALENT)
-    lines = ["# Mutants of the kernels", "", f"{caught} of {len(rows)} noticed; {same} change no result, with the reason; {len(MUTANTS) - len(rows)} not run. By `tests/mutants/mutants.py --record`, on a device of one multiprocessor and then, where that shows nothing, on one of 132.", "", "| change | what became of it |", "|---|---|"]
-    lines += [f"| {name_of(i)} | {rows[i][1]} |".replace("||", "\\|\\|") for i in sorted(rows)]
-    (ROOT / "tests/mutants/table.md").write_text("\n".join(lines) + "\n")
+    """Writes the table: what has been run, and the lines that it had of what has not, since a run takes half an hour and may be cut short."""
+    table = ROOT / "tests/mutants/table.md"
+    line = lambda i, how: f"| {name_of(i)} | {how} |".replace("||", "\\|\\|")
+    old = table.read_text().splitlines()
+    lines = {}
+    for i in range(len(MUTANTS)):
+        if i in rows:
+            lines[i] = line(i, rows[i][1])
+        elif before := [l for l in old if l.startswith(line(i, "")[:-2])]:
+            lines[i] = before[0]
+    same = sum(1 for i in lines if MUTANTS[i] in EQUIVALENT and EQUIVALENT[MUTANTS[i]] in lines[i])
+    missed = sum(1 for l in lines.values() if "**not noticed**" in l)
+    caught = len(lines) - same - missed
+    head = f"{caught} of {len(lines)} noticed; {same} change no result, with the reason; {missed} not noticed; {len(MUTANTS) - len(lines)} not run."
+    how = "By `tests/mutants/mutants.py --record`, on a device of one multiprocessor and then, where that shows nothing, on one of 132."
+    text = ["# Mutants of the kernels", "", head, how, "", "| change | what became of it |", "|---|---|", *(lines[i] for i in sorted(lines))]
+    table.write_text("\n".join(text) + "\n")
 
 
 main()

@@ -1,0 +1,313 @@
+//! Trains by the recipe of the difficulty-aware balancing margin paper (AAAI 2025, arXiv 2412.15477), one method or all of them, and prints the table:
+//!
+//!     cargo run --release --example train -- --method dbm-bs --dataset cifar100 --imbalance-factor 100 --data DIR
+//!
+//! The paper's recipe is the default; every number is a flag, and what was run is recorded in `config.json` beside the results. A run is kept in
+//! `checkpoint.safetensors` after every epoch, and when Ctrl-C stops it; `--resume` takes it up to the same bits.
+
+#[path = "../longtail/data.rs"]
+#[allow(dead_code)]
+mod data;
+#[path = "../longtail/images.rs"]
+mod images;
+#[path = "../longtail/strokes.rs"]
+#[allow(dead_code)]
+mod strokes;
+
+mod augment;
+mod checkpoint;
+mod methods;
+mod model;
+mod resnet;
+mod results;
+mod run;
+mod sgd;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::Device;
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use data::Dataset;
+use images::Cifar;
+use methods::{Method, Numbers};
+use model::Network;
+use run::{Config, Images, Run};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Source {
+    /// Handwritten symbols, carried by the crate `detexify`
+    Detexify,
+    /// Debian's package `dataset-fashion-mnist`
+    FashionMnist,
+    /// The binary version of CIFAR-10, from --data
+    Cifar10,
+    /// The binary version of CIFAR-100, from --data
+    Cifar100,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    All,
+    #[value(skip)]
+    One(Method),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeviceName {
+    Cpu,
+    Cuda,
+}
+
+/// Trains a network on long-tailed data with one method of the paper's Table 2, or all.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "train")]
+struct Arguments {
+    /// A method by name, or `all`
+    #[arg(long, value_parser = which, default_value = "dbm-bs")]
+    method: Which,
+    #[arg(long, value_enum, default_value = "cifar100")]
+    dataset: Source,
+    /// Folder of the data set's files
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Training samples of the largest class over those of the smallest
+    #[arg(long, value_name = "IF", default_value_t = 100.0)]
+    imbalance_factor: f64,
+    /// Seed of the long tail
+    #[arg(long, default_value_t = 0)]
+    data_seed: u64,
+    /// Seeds, comma-separated: each method is trained once from each
+    #[arg(long, value_delimiter = ',', default_values_t = [0])]
+    seeds: Vec<u64>,
+    #[arg(long, value_enum, default_value = "resnet32")]
+    network: Network,
+    #[arg(long, default_value_t = 200)]
+    epochs: usize,
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 0.1)]
+    lr: f64,
+    #[arg(long, default_value_t = 0.9)]
+    momentum: f64,
+    #[arg(long, default_value_t = 2e-4)]
+    weight_decay: f64,
+    /// Epochs of linear warm-up, before cosine decay
+    #[arg(long, default_value_t = 5)]
+    warmup_epochs: usize,
+    /// First epoch of deferred re-weighting
+    #[arg(long, default_value_t = 160)]
+    drw_epoch: usize,
+    /// β of the class-balanced weights
+    #[arg(long, default_value_t = 0.9999)]
+    beta: f64,
+    /// s, the scale of cosine losses
+    #[arg(long, default_value_t = 32.0)]
+    scale: f64,
+    /// K, the largest class margin of DBM, in radians
+    #[arg(long, default_value_t = 0.1)]
+    k: f64,
+    /// τ, the frequency exponent of DBM's class margin
+    #[arg(long, default_value_t = 1.0)]
+    tau: f64,
+    /// LDAM's largest margin
+    #[arg(long, default_value_t = 0.5)]
+    ldam_margin: f64,
+    /// Zeros around an image before a crop of its size is taken at random; 0: no crop
+    #[arg(long, default_value_t = 4)]
+    padding: usize,
+    /// Do not mirror images at random
+    #[arg(long)]
+    no_flip: bool,
+    /// AutoAugment's policy for CIFAR
+    #[arg(long)]
+    auto_augment: bool,
+    /// Side of Cutout's square; 0: none
+    #[arg(long, default_value_t = 0)]
+    cutout: usize,
+    /// detexify: number of symbols, and height and width of the images
+    #[arg(long, default_value_t = 100)]
+    classes: usize,
+    #[arg(long, default_value_t = 20)]
+    side: usize,
+    /// Where to train; cuda needs a build of this crate that has it
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceName,
+    /// Take up checkpoints that are there
+    #[arg(long)]
+    resume: bool,
+    /// Folder of checkpoints and results
+    #[arg(long, value_name = "DIR", default_value = "target/train")]
+    out: PathBuf,
+}
+
+fn which(name: &str) -> std::result::Result<Which, String> {
+    match name {
+        "all" => Ok(Which::All),
+        name => Method::from_str(name, false).map(Which::One).map_err(|_| {
+            let names = Method::ALL.iter().filter_map(ValueEnum::to_possible_value);
+            let names: Vec<String> = names.map(|value| value.get_name().to_string()).collect();
+            format!("it is one of all, {}", names.join(", "))
+        }),
+    }
+}
+
+fn main() {
+    match train(&Arguments::parse()) {
+        Ok(true) => {}
+        Ok(false) => std::process::exit(130),
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// False where Ctrl-C stopped it.
+fn train(arguments: &Arguments) -> Result<bool> {
+    check(arguments)?;
+    let device = match arguments.device {
+        DeviceName::Cpu => Device::Cpu,
+        DeviceName::Cuda if cfg!(feature = "cuda") => Device::new_cuda(0)?,
+        DeviceName::Cuda => {
+            return Err("this build has no CUDA: build with --features cuda, or use --device cpu".into());
+        }
+    };
+    let dataset = load(arguments)?;
+    println!("{}", dataset.title);
+    let images = Images::new(&dataset);
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130); // the second time
+        }
+    })?;
+
+    let methods = match arguments.method {
+        Which::All => Method::ALL.to_vec(),
+        Which::One(method) => vec![method],
+    };
+    let mut runs = Vec::new();
+    for &method in &methods {
+        for &seed in &arguments.seeds {
+            let config = config(arguments, &dataset, method, seed);
+            let folder = arguments.out.join(format!("{}-seed{seed}", results::slug(method)));
+            let checkpoint = folder.join("checkpoint.safetensors");
+            results::write_config(&folder, &config)?;
+            let mut run = if arguments.resume && checkpoint.exists() {
+                Run::resume(&checkpoint, config, &dataset, &images, &device)?
+            } else {
+                Run::new(config, &dataset, &images, &device)?
+            };
+            let bar = bar(&run);
+            let finished = run.train(&bar, &stop, |run| {
+                run.save(&checkpoint)?;
+                results::write(&folder, &run.config, &run.progress)?;
+                bar.suspend(|| eprintln!("{}", results::line(&run.config, &run.progress)));
+                Ok(())
+            })?;
+            bar.finish_and_clear();
+            if !finished {
+                run.save(&checkpoint)?;
+                println!("stopped; --resume goes on from {}", checkpoint.display());
+                return Ok(false);
+            }
+            runs.push((run.config, run.progress));
+        }
+    }
+    print!("\n{}", results::table(&runs, &dataset));
+    println!("Written to {}.", arguments.out.display());
+    Ok(true)
+}
+
+fn check(arguments: &Arguments) -> Result<()> {
+    let at_least_one =
+        [("--epochs", arguments.epochs), ("--batch-size", arguments.batch_size), ("--seeds", arguments.seeds.len())];
+    if let Some((flag, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
+        return Err(format!("{flag} must be at least 1").into());
+    }
+    let finite = [arguments.lr, arguments.momentum, arguments.weight_decay].iter().all(|v| v.is_finite() && *v >= 0.0);
+    if !finite || arguments.lr == 0.0 {
+        return Err("--lr must be positive, --momentum and --weight-decay not negative".into());
+    }
+    if arguments.warmup_epochs >= arguments.epochs {
+        return Err("--warmup-epochs must be fewer than --epochs".into());
+    }
+    Ok(())
+}
+
+fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -> Config {
+    Config {
+        dataset: dataset.title.clone(),
+        imbalance_factor: arguments.imbalance_factor,
+        data_seed: arguments.data_seed,
+        method,
+        seed,
+        network: arguments.network,
+        epochs: arguments.epochs,
+        batch_size: arguments.batch_size,
+        lr: arguments.lr,
+        momentum: arguments.momentum,
+        weight_decay: arguments.weight_decay,
+        warmup_epochs: arguments.warmup_epochs,
+        padding: arguments.padding,
+        flip: !arguments.no_flip,
+        auto_augment: arguments.auto_augment,
+        cutout: arguments.cutout,
+        numbers: Numbers {
+            scale: arguments.scale,
+            k: arguments.k,
+            tau: arguments.tau,
+            ldam_margin: arguments.ldam_margin,
+            beta: arguments.beta,
+            drw_epoch: arguments.drw_epoch,
+        },
+    }
+}
+
+fn load(arguments: &Arguments) -> Result<Dataset> {
+    let folder = |default: &str| arguments.data.clone().unwrap_or_else(|| PathBuf::from(default));
+    let (imbalance_factor, seed) = (arguments.imbalance_factor, arguments.data_seed);
+    Ok(match arguments.dataset {
+        Source::Detexify => {
+            let snapshot = match &arguments.data {
+                Some(folder) => folder.join("snapshot.json"),
+                None => strokes::find_snapshot()?,
+            };
+            let symbols = strokes::read_snapshot(&snapshot)?;
+            println!("{}", strokes::ATTRIBUTION);
+            let options = strokes::Options {
+                natural: false,
+                classes: arguments.classes,
+                test_per_class: 10,
+                imbalance_factor,
+                side: arguments.side,
+                renderings: 8,
+                seed,
+            };
+            strokes::dataset(symbols, &options)?
+        }
+        Source::FashionMnist => images::fashion_mnist(&folder(images::DEBIAN_FASHION_MNIST), imbalance_factor, seed)?,
+        Source::Cifar10 => images::cifar(Cifar::Ten, &folder("cifar-10-batches-bin"), imbalance_factor, seed)?,
+        Source::Cifar100 => images::cifar(Cifar::Hundred, &folder("cifar-100-binary"), imbalance_factor, seed)?,
+    })
+}
+
+fn bar(run: &Run) -> ProgressBar {
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some((run.config.epochs * run.batches()) as u64), target);
+    let style = ProgressStyle::with_template("{prefix:20} {bar:30.cyan} {percent:>3} %  {msg}  {eta}");
+    bar.set_style(style.expect("the template is valid").progress_chars("━╸─"));
+    bar.set_prefix(format!("{}, seed {}", run.config.method.name(), run.config.seed));
+    bar.set_position((run.progress.history.len() * run.batches() + run.progress.batch) as u64);
+    bar
+}

@@ -1,0 +1,308 @@
+//! One run: a method and a seed, trained by the paper's recipe, measured after every epoch, and kept so that it can be taken up to the same bits.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{D, Device, Tensor};
+use candle_margin_loss::metrics::{self, ByGroup};
+use indicatif::ProgressBar;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::augment;
+use crate::checkpoint;
+use crate::data::{Dataset, Samples};
+use crate::methods::{Method, Numbers};
+use crate::model::{Model, Network};
+use crate::sgd::Sgd;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Every number of a run: what its checkpoint and its results file record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    pub dataset: String,
+    pub imbalance_factor: f64,
+    pub data_seed: u64,
+    pub method: Method,
+    pub seed: u64,
+    pub network: Network,
+    pub epochs: usize,
+    pub batch_size: usize,
+    pub lr: f64,
+    pub momentum: f64,
+    pub weight_decay: f64,
+    pub warmup_epochs: usize,
+    /// Crop padding, flip, AutoAugment, Cutout's side
+    pub padding: usize,
+    pub flip: bool,
+    pub auto_augment: bool,
+    pub cutout: usize,
+    pub numbers: Numbers,
+}
+
+impl Config {
+    /// The learning rate of an epoch: a linear warm-up, then cosine decay.
+    pub fn learning_rate(&self, epoch: usize) -> f64 {
+        if epoch < self.warmup_epochs {
+            return self.lr * (epoch + 1) as f64 / self.warmup_epochs as f64;
+        }
+        let (done, all) = (epoch - self.warmup_epochs, (self.epochs - self.warmup_epochs).max(1));
+        self.lr * 0.5 * (1.0 + (std::f64::consts::PI * done as f64 / all as f64).cos())
+    }
+}
+
+/// What an epoch gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    pub train_loss: f64,
+    pub train_accuracy: f64,
+    pub hard_positive_rate: f64,
+    /// Of the test set: all, many, medium, few, from 0 to 1; a group without classes has none
+    pub test_accuracy: [Option<f64>; 4],
+}
+
+/// Where a run is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The next batch, of the epoch after those in `history`
+    pub batch: usize,
+    /// Of the epoch's batches so far, by samples: loss, right, hard, and how many
+    pub sums: [f64; 4],
+    pub history: Vec<Epoch>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    config: Config,
+    progress: Progress,
+}
+
+/// Images of bytes, as augmentation takes them.
+pub struct Images {
+    /// Renderings of the training set, (N, channels · height · width) each
+    train: Vec<Vec<u8>>,
+    train_labels: Vec<u32>,
+    test: Vec<u8>,
+    test_labels: Vec<u32>,
+    mean: Vec<f32>,
+    deviation: Vec<f32>,
+}
+
+impl Images {
+    pub fn new(dataset: &Dataset) -> Self {
+        let bytes = |samples: &Samples| -> Vec<u8> {
+            samples.pixels.iter().map(|&v| (255.0 * v).round().clamp(0.0, 255.0) as u8).collect()
+        };
+        let train: Vec<Vec<u8>> = dataset.train.iter().map(bytes).collect();
+        let (plane, channels) = (dataset.shape.height * dataset.shape.width, dataset.shape.channels);
+        let of_channel = |c: usize| {
+            let planes = train[0].chunks_exact(plane).skip(c).step_by(channels);
+            let values = planes.flatten().map(|&v| f64::from(v) / 255.0);
+            let (n, sum, squares) =
+                values.fold((0f64, 0f64, 0f64), |(n, sum, squares), v| (n + 1.0, sum + v, squares + v * v));
+            let mean = sum / n;
+            (mean as f32, ((squares / n - mean * mean).max(0.0).sqrt() as f32).max(1e-3))
+        };
+        let (mean, deviation) = (0..channels).map(of_channel).unzip();
+        let (train_labels, test) = (dataset.train[0].labels.clone(), bytes(&dataset.test));
+        Self { train, train_labels, test, test_labels: dataset.test.labels.clone(), mean, deviation }
+    }
+}
+
+/// One run, and what it is run on.
+pub struct Run<'d> {
+    pub config: Config,
+    pub progress: Progress,
+    dataset: &'d Dataset,
+    images: &'d Images,
+    device: Device,
+    model: Model,
+    optimizer: Sgd,
+}
+
+impl<'d> Run<'d> {
+    pub fn new(config: Config, dataset: &'d Dataset, images: &'d Images, device: &Device) -> Result<Self> {
+        let objective = config.method.objective(&dataset.counts, &config.numbers)?;
+        let classes = dataset.counts.classes();
+        let model = Model::new(config.network, dataset.shape, classes, objective, config.seed, device)?;
+        let optimizer = Sgd::new(model.trained(), config.momentum, config.weight_decay);
+        let (progress, device) = (Progress::default(), device.clone());
+        Ok(Self { config, progress, dataset, images, device, model, optimizer })
+    }
+
+    /// Takes up what `save` left: the configuration must be the same.
+    pub fn resume(
+        path: &Path,
+        config: Config,
+        dataset: &'d Dataset,
+        images: &'d Images,
+        device: &Device,
+    ) -> Result<Self> {
+        let (tensors, record) = checkpoint::load::<Record>(path, device)?;
+        if record.config != config {
+            let differs = |a: &Config| serde_json::to_string(a).unwrap_or_default();
+            let (was, is) = (differs(&record.config), differs(&config));
+            return Err(format!("{} is of another run:\n  {was}\nthis one is\n  {is}", path.display()).into());
+        }
+        let objective = config.method.objective(&dataset.counts, &config.numbers)?;
+        let classes = dataset.counts.classes();
+        let model = Model::restored(&tensors, config.network, dataset.shape, classes, objective, device)?;
+        let mut optimizer = Sgd::new(model.trained(), config.momentum, config.weight_decay);
+        for (name, tensor) in tensors {
+            if let Some(name) = name.strip_prefix("velocity.") {
+                optimizer.set_velocity(name, tensor);
+            }
+        }
+        Ok(Self { config, progress: record.progress, dataset, images, device: device.clone(), model, optimizer })
+    }
+
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = self.model.tensors();
+        let velocities = self.optimizer.velocities().iter();
+        tensors.extend(velocities.map(|(name, velocity)| (format!("velocity.{name}"), velocity.clone())));
+        let record = Record { config: self.config.clone(), progress: self.progress.clone() };
+        Ok(checkpoint::save(path, tensors, &record)?)
+    }
+
+    pub fn batches(&self) -> usize {
+        self.images.train_labels.len().div_ceil(self.config.batch_size)
+    }
+
+    /// Trains until the last epoch, or until `stop` is set; true at the end. After each epoch `on_epoch` sees the run.
+    pub fn train(
+        &mut self,
+        bar: &ProgressBar,
+        stop: &AtomicBool,
+        mut on_epoch: impl FnMut(&Self) -> Result<()>,
+    ) -> Result<bool> {
+        while self.progress.history.len() < self.config.epochs {
+            if !self.epoch(bar, stop)? {
+                return Ok(false);
+            }
+            on_epoch(self)?;
+        }
+        Ok(true)
+    }
+
+    /// The rest of an epoch; false where it was stopped. A thread makes batches while the device works on the one before.
+    fn epoch(&mut self, bar: &ProgressBar, stop: &AtomicBool) -> Result<bool> {
+        let epoch = self.progress.history.len();
+        self.model.start(epoch)?;
+        self.optimizer.lr = self.config.learning_rate(epoch);
+        // Nothing is drawn from a generator that runs on from epoch to epoch: a run that is taken up draws the same.
+        let mut rng = StdRng::seed_from_u64(mixed(self.config.seed, epoch as u64));
+        let mut order: Vec<usize> = (0..self.images.train_labels.len()).collect();
+        order.shuffle(&mut rng);
+        let rendering = rng.random_range(0..self.images.train.len());
+        let (images, config, dataset) = (self.images, self.config.clone(), self.dataset);
+        let first = self.progress.batch;
+        let (sender, receiver) = std::sync::mpsc::sync_channel(2);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for rows in order.chunks(config.batch_size).skip(first) {
+                    let batch = augmented(images, &config, dataset, rendering, epoch, rows);
+                    let labels: Vec<u32> = rows.iter().map(|&row| images.train_labels[row]).collect();
+                    if sender.send((batch, labels)).is_err() {
+                        return; // stopped
+                    }
+                }
+            });
+            for (pixels, labels) in receiver {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(false);
+                }
+                let n = labels.len();
+                let step =
+                    self.model.step(&self.batch(pixels, n)?, &Tensor::from_vec(labels, n, &self.device)?, epoch)?;
+                self.optimizer.step(&step.loss.backward()?)?;
+                let loss = f64::from(step.loss.to_scalar::<f32>()?);
+                if !loss.is_finite() {
+                    return Err(format!("the loss is {loss} in epoch {epoch}: a smaller --lr would help").into());
+                }
+                let values = [loss, step.accuracy, step.hard_positive_rate, 1.0];
+                self.progress.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += n as f64 * value);
+                self.progress.batch += 1;
+                let [loss, right, hard, n] = self.progress.sums;
+                bar.set_message(format!(
+                    "loss {:6.3}  accuracy {:5.1} %  hard positives {:5.1} %",
+                    loss / n,
+                    100.0 * right / n,
+                    100.0 * hard / n
+                ));
+                bar.inc(1);
+            }
+            let [loss, right, hard, n] = self.progress.sums;
+            let test = self.evaluate()?;
+            self.progress.history.push(Epoch {
+                train_loss: loss / n,
+                train_accuracy: right / n,
+                hard_positive_rate: hard / n,
+                test_accuracy: [Some(test.all), test.many, test.medium, test.few],
+            });
+            (self.progress.batch, self.progress.sums) = (0, [0.0; 4]);
+            Ok(true)
+        })
+    }
+
+    /// (N, channels, H, W), normalised.
+    fn batch(&self, pixels: Vec<f32>, n: usize) -> candle_core::Result<Tensor> {
+        let shape = self.dataset.shape;
+        Tensor::from_vec(pixels, (n, shape.channels, shape.height, shape.width), &self.device)
+    }
+
+    /// Accuracy of the test set.
+    pub fn evaluate(&self) -> Result<ByGroup> {
+        const ROWS: usize = 500;
+        let pixels = self.dataset.shape.pixels();
+        let mut predicted = Vec::new();
+        for images in self.images.test.chunks(ROWS * pixels) {
+            let values = images.chunks(pixels).flat_map(|image| normalised(self.images, self.dataset, image)).collect();
+            let features = self.model.features(&self.batch(values, images.len() / pixels)?, false)?;
+            predicted.extend(self.model.logits(&features)?.argmax(D::Minus1)?.to_vec1::<u32>()?);
+        }
+        Ok(metrics::group_accuracy(&predicted, &self.images.test_labels, &self.dataset.groups.of_class)?)
+    }
+}
+
+/// A seed of its own for each pair.
+fn mixed(seed: u64, of: u64) -> u64 {
+    let x = (seed ^ of.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 29)
+}
+
+fn normalised<'a>(images: &'a Images, dataset: &Dataset, image: &'a [u8]) -> impl Iterator<Item = f32> + 'a {
+    let plane = dataset.shape.height * dataset.shape.width;
+    image.iter().enumerate().map(move |(i, &v)| {
+        let c = i / plane;
+        (f32::from(v) / 255.0 - images.mean[c]) / images.deviation[c]
+    })
+}
+
+/// Normalised pixels of a batch; each image is drawn for by a generator of its own, whatever thread does it.
+fn augmented(
+    images: &Images,
+    config: &Config,
+    dataset: &Dataset,
+    rendering: usize,
+    epoch: usize,
+    rows: &[usize],
+) -> Vec<f32> {
+    let shape = dataset.shape;
+    let recipe = augment::Recipe {
+        padding: config.padding,
+        flip: config.flip,
+        auto_augment: config.auto_augment,
+        cutout: config.cutout,
+    };
+    let image = |&row: &usize| -> Vec<f32> {
+        let mut rng = StdRng::seed_from_u64(mixed(mixed(config.seed, epoch as u64) ^ 0x0061_7567, row as u64));
+        let mut image = images.train[rendering][row * shape.pixels()..(row + 1) * shape.pixels()].to_vec();
+        recipe.apply(&mut image, shape, &mut rng);
+        normalised(images, dataset, &image).collect()
+    };
+    rows.par_iter().map(image).collect::<Vec<_>>().concat()
+}
