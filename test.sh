@@ -27,22 +27,26 @@ cargo test --release --workspace
 if [ "$nvcc" = yes ]; then
     skip "tests/traps.rs on CUDA: N·C = 4.4·10⁹" "an emulated device takes hours"
     skip "tests/gradient.rs and oracle.rs on CUDA: two of four sizes, 100 of 400 random cases" "minutes of emulation"
-    skip "tests/figures.rs: N, C, D = 256, 8142, 2048" "minutes of emulation; MARGIN_LOSS_RECORD=1 runs it"
+    skip "tests/figures.rs: N, C, D = 256, 8142, 2048; 256, 1000, 2048 in f32" "half an hour of emulation; MARGIN_LOSS_RECORD=1 runs them"
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
     suites="--test golden --test oracle --test gradient --test errors --test traps --test candle"
     # shellcheck disable=SC2086
-    cuda --no-run --lib --test cuda --test candle_cuda --test targets --test figures $suites
+    cuda --no-run --lib --test cuda --test tf32 --test candle_cuda --test targets --test figures $suites
     mkdir -p target/test-logs
     (
         set -e
         cuda --lib cuda
-        cuda --test cuda --test candle_cuda --test targets --test figures
+        cuda --test cuda --test tf32 --test candle_cuda --test targets --test figures
         PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
         PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1 cuda --test golden --test oracle -- f64 lower
     ) >target/test-logs/streaming 2>&1 &
     streaming=$!
     # shellcheck disable=SC2086
     MARGIN_LOSS_DEVICE=cuda cuda $suites
+    # Every way that the benchmark times, checked and run once, and the main job on the device, with little to do.
+    sh tests/emulator/run.sh cargo bench --features cuda --bench cuda -- --test
+    sh tests/emulator/run.sh cargo run --release --features cuda --example longtail -- --device cuda --classes 10 --renderings 1 --epochs 2 \
+        --losses ce,dbm-bs --seeds 1 --hidden 32 --features 16 --test-per-class 2 --side 10 --out target/longtail-cuda
     printf '\nCUDA kernels, and the suites with the streaming kernels:\n'
     if wait "$streaming"; then failed=0; else failed=1; fi
     cat target/test-logs/streaming

@@ -41,7 +41,7 @@ MUTANTS = [
     ("backward.cuh", SYNC, "", 0), ("backward.cuh", SYNC, "", 1), ("backward.cuh", SYNC, "", 2),
     ("stream_forward.cu", SYNC, "", 0), ("stream_forward.cu", SYNC, "", 1),
     ("stream_backward.cu", SYNC, "", 0),
-    ("fused_step.cu", SYNC, "", 0), ("fused_step.cu", SYNC, "", 1), ("fused_step.cu", SYNC, "", 2), ("fused_step.cu", SYNC, "", 3),
+    ("fused_step.cu", SYNC, "", 0), ("fused_step.cu", SYNC, "", 1), ("fused_step.cu", SYNC, "", 2), ("fused_step.cu", SYNC, "", 3), ("fused_step.cu", SYNC, "", 4),
     # of the grid, and fences
     ("fused_step.cu", "wait_for_all(); // every tile", "__syncthreads(); // every tile", 0),
     ("fused_step.cu", "wait_for_all(); // every row", "__syncthreads(); // every row", 0),

@@ -1,0 +1,369 @@
+//! The parts of the example `train`: augmentations on small pictures, the network, the optimizer, checkpoints whole and broken, and runs that are
+//! stopped and taken up again.
+#![allow(dead_code)]
+
+#[path = "../examples/train/augment.rs"]
+mod augment;
+#[path = "../examples/train/checkpoint.rs"]
+mod checkpoint;
+#[path = "../examples/longtail/data.rs"]
+mod data;
+#[path = "../examples/train/methods.rs"]
+mod methods;
+#[path = "../examples/train/model.rs"]
+mod model;
+#[path = "../examples/train/resnet.rs"]
+mod resnet;
+#[path = "../examples/train/run.rs"]
+mod run;
+#[path = "../examples/train/sgd.rs"]
+mod sgd;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use augment::{Operation, Recipe, cutout, flip, shifted};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_margin_loss::ClassCounts;
+use candle_nn::{ModuleT, VarBuilder, VarMap};
+use data::{Dataset, Grouping, Samples, Shape};
+use indicatif::ProgressBar;
+use methods::{Method, Numbers};
+use model::Network;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use run::{Config, Images, Run};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const SMALL: Shape = Shape { channels: 1, height: 3, width: 4 };
+const PICTURE: [u8; 12] = [
+    10, 20, 30, 40, //
+    50, 60, 70, 80, //
+    90, 100, 110, 120,
+];
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("train").join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn crops_flips_and_holes() {
+    let mut picture = PICTURE.to_vec();
+    flip(&mut picture, SMALL);
+    assert_eq!(picture, [40, 30, 20, 10, 80, 70, 60, 50, 120, 110, 100, 90]);
+    // One row down and one column to the left of the window's own place.
+    assert_eq!(shifted(&PICTURE, SMALL, 1, -1, 0), [0, 50, 60, 70, 0, 90, 100, 110, 0, 0, 0, 0]);
+    let mut picture = PICTURE.to_vec();
+    cutout(&mut picture, SMALL, 2, 0, 3); // as far as it is in the image
+    assert_eq!(picture, [10, 20, 0, 0, 50, 60, 70, 80, 90, 100, 110, 120]);
+    let mut picture = PICTURE.to_vec();
+    cutout(&mut picture, SMALL, 2, 2, 1);
+    assert_eq!(picture, [10, 20, 30, 40, 0, 0, 70, 80, 0, 0, 110, 120]);
+    // Every channel alike.
+    let colour = Shape { channels: 3, ..SMALL };
+    let mut picture = PICTURE.repeat(3);
+    cutout(&mut picture, colour, 2, 1, 1);
+    assert!(picture.chunks(12).all(|plane| plane == [0, 0, 30, 40, 0, 0, 70, 80, 90, 100, 110, 120]));
+}
+
+#[test]
+fn operations_of_auto_augment() {
+    use Operation::*;
+    let of = |operation: Operation, magnitude, other_way| operation.apply(&PICTURE, SMALL, magnitude, other_way);
+    assert_eq!(of(Invert, 7, false)[..3], [245, 235, 225]);
+    // Above the threshold 256·(1 − 6/9) = 85.3 they are inverted.
+    assert_eq!(of(Solarize, 6, false), [10, 20, 30, 40, 50, 60, 70, 80, 165, 155, 145, 135]);
+    assert_eq!(of(Posterize, 9, false)[..4], [0, 16, 16, 32], "four bits are left");
+    assert_eq!(of(AutoContrast, 0, false)[..4], [0, 23, 46, 69]);
+    assert_eq!(AutoContrast.apply(&[7; 12], SMALL, 0, false), [7; 12], "one level has no contrast");
+    // Magnitude 0 of what has one leaves the image.
+    for operation in [ShearY, TranslateX, TranslateY, Rotate, Brightness, Contrast, Color, Sharpness] {
+        assert_eq!(of(operation, 0, false), PICTURE, "{operation:?}");
+        assert_eq!(of(operation, 0, true), PICTURE, "{operation:?}");
+    }
+    // 4·150/331 of nine ninths is one whole pixel, the rest grey.
+    assert_eq!(of(TranslateX, 9, false), [20, 30, 40, 128, 60, 70, 80, 128, 100, 110, 120, 128]);
+    assert_eq!(of(TranslateX, 9, true)[..4], [128, 10, 20, 30]);
+    assert_eq!(of(TranslateY, 9, false)[8..], [128; 4]);
+    // y + 0.3·x: columns 2 and 3 take the next row.
+    assert_eq!(of(ShearY, 9, false), [10, 20, 70, 80, 50, 60, 110, 120, 90, 100, 128, 128]);
+    assert_eq!(of(Brightness, 9, true)[..3], [1, 2, 3], "a tenth is left");
+    assert_eq!(of(Brightness, 9, false)[..2], [19, 38]);
+    assert_eq!(of(Color, 9, true), PICTURE, "grey has no colour");
+    // The mean is 65: a tenth of the distance is left.
+    assert_eq!(of(Contrast, 9, true)[..2], [59, 60]);
+    // A linear ramp is its own mean: no sharper for it.
+    assert_eq!(of(Sharpness, 9, false), PICTURE);
+    let mut spot = [10u8; 12];
+    spot[5] = 140;
+    assert_eq!(Sharpness.apply(&spot, SMALL, 9, false)[5], 212, "140 + 0.9·(140 − 60), 60 = (8·10 + 5·140)/13");
+    // A turn by 30° of a square keeps its middle; the other way is its mirror image.
+    let square = Shape { channels: 1, height: 5, width: 5 };
+    let picture: Vec<u8> = (0..25).map(|i| 5 * i).collect();
+    let turned = Rotate.apply(&picture, square, 9, false);
+    assert_eq!(turned[12], picture[12]);
+    let mirrored = |picture: &[u8]| {
+        let mut out = picture.to_vec();
+        flip(&mut out, square);
+        out
+    };
+    assert_eq!(mirrored(&Rotate.apply(&mirrored(&picture), square, 9, true)), turned);
+    assert_ne!(turned, picture);
+    // Equalised: 256 levels, each once, stay; two levels of half a picture each go to the ends.
+    let all = Shape { channels: 1, height: 16, width: 16 };
+    let levels: Vec<u8> = (0..=255).collect();
+    assert_eq!(Equalize.apply(&levels, all, 0, false), levels);
+    let large = Shape { channels: 1, height: 32, width: 32 };
+    let halves: Vec<u8> = (0..1024).map(|i| if i < 512 { 100 } else { 110 }).collect();
+    let equalised = Equalize.apply(&halves, large, 0, false);
+    assert_eq!((equalised[0], equalised[1023]), (0, 255));
+    // Colours lose what their grey has not: luma of (200, 100, 50) is 124.
+    let colour = Shape { channels: 3, height: 1, width: 1 };
+    assert_eq!(Color.apply(&[200, 100, 50], colour, 9, true), [131, 121, 116]);
+}
+
+/// The recipe draws the same from the same seed, keeps the size, and does nothing where nothing is asked for.
+#[test]
+fn recipes_draw() {
+    let shape = Shape { channels: 3, height: 32, width: 32 };
+    let picture: Vec<u8> = (0..shape.pixels()).map(|i| (i * 7 % 256) as u8).collect();
+    let all = Recipe { padding: 4, flip: true, auto_augment: true, cutout: 16 };
+    let draw = |recipe: Recipe, seed| {
+        let mut image = picture.clone();
+        recipe.apply(&mut image, shape, &mut StdRng::seed_from_u64(seed));
+        image
+    };
+    assert_eq!(draw(Recipe { padding: 0, flip: false, auto_augment: false, cutout: 0 }, 1), picture);
+    assert_eq!(draw(all, 5), draw(all, 5));
+    let drawn: std::collections::HashSet<Vec<u8>> = (0..50).map(|seed| draw(all, seed)).collect();
+    assert!(drawn.len() > 45 && drawn.iter().all(|image| image.len() == picture.len()));
+    let flips = (0..200).filter(|&seed| draw(Recipe { flip: true, padding: 0, auto_augment: false, cutout: 0 }, seed) != picture);
+    assert!((70..130).contains(&flips.count()));
+}
+
+#[test]
+fn resnet_32_is_what_it_is_called() -> Result<()> {
+    let x = Tensor::arange(0f32, 32., &Device::Cpu)?.reshape((1, 2, 4, 4))?;
+    let short = resnet::shortcut(&x, 2, 1)?;
+    assert_eq!(short.dims(), [1, 4, 2, 2]);
+    let zeros = [0.0; 4];
+    let values = short.flatten_all()?.to_vec1::<f32>()?;
+    assert_eq!([&values[..4], &values[12..]], [&zeros, &zeros]);
+    assert_eq!(values[4..12], [0.0, 2.0, 8.0, 10.0, 16.0, 18.0, 24.0, 26.0], "every other pixel");
+
+    let variables = VarMap::new();
+    let network = resnet::ResNet32::new(3, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+    let all = variables.data().lock().unwrap();
+    let convolutions = all.keys().filter(|name| name.ends_with("conv.weight")).count();
+    assert_eq!(convolutions + 1, 32, "with the head");
+    let trained: usize =
+        all.iter().filter(|(name, _)| !name.contains("running")).map(|(_, variable)| variable.elem_count()).sum();
+    assert_eq!(trained + 64 * 10 + 10, 464_154, "parameters of the original for ten classes");
+    drop(all);
+    let images = Tensor::randn(0f32, 1., (4, 3, 32, 32), &Device::Cpu)?;
+    let before = network.norms()[0].1.running_mean().to_vec1::<f32>()?;
+    assert_eq!(network.forward_t(&images, true)?.dims(), [4, resnet::FEATURES]);
+    assert_ne!(network.norms()[0].1.running_mean().to_vec1::<f32>()?, before, "training moves the means");
+    let (once, again) = (network.forward_t(&images, false)?, network.forward_t(&images, false)?);
+    assert_eq!(once.to_vec2::<f32>()?, again.to_vec2::<f32>()?);
+    Ok(())
+}
+
+/// Against the formula, step by step.
+#[test]
+fn sgd_is_pytorchs() -> Result<()> {
+    let p = Var::new(&[1f64, -2.0], &Device::Cpu)?;
+    let mut sgd = sgd::Sgd::new(BTreeMap::from([("p".to_string(), p.clone())]), 0.9, 0.01);
+    let (mut expected, mut velocity) = ([1f64, -2.0], None::<[f64; 2]>);
+    for step in 0..4 {
+        sgd.lr = 0.1 / f64::from(step + 1);
+        // L = Σ p³/3, ∂L/∂p = p²
+        let loss = (p.as_tensor().powf(3.0)?.sum_all()? / 3.0)?;
+        sgd.step(&loss.backward()?)?;
+        let change = expected.map(|p| p * p + 0.01 * p);
+        let v = velocity.map_or(change, |v| std::array::from_fn(|i| 0.9 * v[i] + change[i]));
+        velocity = Some(v);
+        expected = std::array::from_fn(|i| expected[i] - sgd.lr * v[i]);
+        let found = p.to_vec1::<f64>()?;
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?} {expected:?}");
+    }
+    Ok(())
+}
+
+/// Three classes of 8 × 8 images, of which each has a bright corner of its own, in noise.
+fn dataset() -> Dataset {
+    let shape = Shape { channels: 3, height: 8, width: 8 };
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut samples = |counts: [usize; 3]| {
+        let mut all = Samples::default();
+        for (class, n) in counts.into_iter().enumerate() {
+            for _ in 0..n {
+                let corner = |y: usize, x: usize| (y < 4) == (class != 2) && (x < 4) == (class == 0);
+                all.pixels.extend((0..shape.pixels()).map(|i| {
+                    let bright = if corner(i % 64 / 8, i % 8) { 0.5 } else { 0.0 };
+                    0.4 * rng.random::<f32>() + bright
+                }));
+                all.labels.push(class as u32);
+            }
+        }
+        all
+    };
+    let counts = ClassCounts::new([24u64, 12, 6]).unwrap();
+    Dataset {
+        title: "corners".into(),
+        shape,
+        class_names: ["a", "b", "c"].map(String::from).into(),
+        train: vec![samples([24, 12, 6])],
+        test: samples([5, 5, 5]),
+        groups: Grouping::thirds(&counts),
+        counts,
+    }
+}
+
+fn config(method: Method, network: Network) -> Config {
+    Config {
+        dataset: "corners".into(),
+        imbalance_factor: 4.0,
+        data_seed: 0,
+        method,
+        seed: 3,
+        network,
+        epochs: 3,
+        batch_size: 16,
+        lr: 0.02,
+        momentum: 0.9,
+        weight_decay: 2e-4,
+        warmup_epochs: 1,
+        padding: 1,
+        flip: false,
+        auto_augment: true,
+        cutout: 2,
+        numbers: Numbers { scale: 16.0, k: 0.1, tau: 1.0, ldam_margin: 0.5, beta: 0.9999, drw_epoch: 2 },
+    }
+}
+
+#[test]
+fn learning_rates_of_the_recipe() {
+    let config = Config { lr: 0.1, epochs: 200, warmup_epochs: 5, ..config(Method::Ce, Network::Conv) };
+    let rates = [0, 4, 5, 102, 199].map(|epoch| config.learning_rate(epoch));
+    for (found, expected) in rates.into_iter().zip([0.02, 0.1, 0.1, 0.0504, 6.5e-6]) {
+        assert!((found - expected).abs() < 1e-4, "{rates:?}");
+    }
+}
+
+/// Each method's loss falls, and what it learns is what is there.
+#[test]
+fn every_method_learns() -> Result<()> {
+    let (dataset, stop) = (dataset(), AtomicBool::new(false));
+    let images = Images::new(&dataset);
+    for method in Method::ALL {
+        let plain = Config { padding: 0, auto_augment: false, cutout: 0, epochs: 8, ..config(method, Network::Conv) };
+        let numbers = Numbers { drw_epoch: 7, ..plain.numbers };
+        let mut run = Run::new(Config { numbers, ..plain }, &dataset, &images, &Device::Cpu)?;
+        assert!(run.train(&ProgressBar::hidden(), &stop, |_| Ok(()))?);
+        let history = &run.progress.history;
+        assert!(history[6].train_loss < 0.7 * history[0].train_loss, "{method:?}: {history:?}");
+        assert!(history[7].test_accuracy[0] >= Some(0.8), "{method:?}: {history:?}");
+    }
+    Ok(())
+}
+
+/// A run that is stopped in the middle of an epoch, and taken up from its checkpoint, ends with the bits of one that was not.
+#[test]
+fn a_resumed_run_is_the_run() -> Result<()> {
+    let dataset = dataset();
+    let images = Images::new(&dataset);
+    let never = AtomicBool::new(false);
+    for (method, network) in [(Method::CeDrw, Network::Resnet32), (Method::DbmBs, Network::Resnet32)] {
+        let config = config(method, network);
+        let path = folder(&format!("resumed-{method:?}")).join("checkpoint.safetensors");
+        let mut whole = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
+        assert!(whole.train(&ProgressBar::hidden(), &never, |_| Ok(()))?);
+        whole.save(&path)?;
+        let expected = checkpoint::load::<serde_json::Value>(&path, &Device::Cpu)?;
+
+        let mut part = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
+        // The bar's position is looked at between batches: two of the second epoch's three are made.
+        let (stop, bar) = (AtomicBool::new(false), ProgressBar::hidden());
+        let finished = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while bar.position() < 5 {
+                    std::thread::yield_now();
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+            part.train(&bar, &stop, |_| Ok(()))
+        })?;
+        let stopped_early = !finished;
+        part.save(&path)?;
+        let mut resumed = Run::resume(&path, config.clone(), &dataset, &images, &Device::Cpu)?;
+        assert_eq!(resumed.progress, part.progress);
+        assert!(resumed.train(&ProgressBar::hidden(), &never, |_| Ok(()))?);
+        resumed.save(&path)?;
+        let found = checkpoint::load::<serde_json::Value>(&path, &Device::Cpu)?;
+        assert_eq!(found.1, expected.1, "{method:?}");
+        assert!(expected.0.keys().any(|name| name.ends_with("running_var")), "means are kept, too");
+        assert_eq!(bits(&found.0)?, bits(&expected.0)?, "{method:?}, stopped early: {stopped_early}");
+    }
+    Ok(())
+}
+
+fn bits(tensors: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Vec<u32>>> {
+    let of = |tensor: &Tensor| -> Result<Vec<u32>> {
+        Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+    };
+    tensors.iter().map(|(name, tensor)| Ok((name.clone(), of(tensor)?))).collect()
+}
+
+/// A checkpoint that cannot be written leaves the one that was there; one that is broken, or of another run, is an error that says so.
+#[test]
+fn checkpoints_that_fail() -> Result<()> {
+    let dataset = dataset();
+    let images = Images::new(&dataset);
+    let config = config(Method::DbmBs, Network::Conv);
+    let folder = folder("failing");
+    let path = folder.join("checkpoint.safetensors");
+    let run = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
+    run.save(&path)?;
+    let good = std::fs::read(&path)?;
+    let resume = |path: &Path, config: &Config| match Run::resume(path, config.clone(), &dataset, &images, &Device::Cpu) {
+        Ok(_) => "taken up".to_string(),
+        Err(error) => error.to_string(),
+    };
+    assert_eq!(resume(&path, &config), "taken up");
+
+    // What is written beside it cannot be: as on a full disk, the last good one stays.
+    let beside = folder.join("checkpoint.partial");
+    std::fs::create_dir(&beside)?;
+    let error = run.save(&path).unwrap_err().to_string();
+    assert!(error.contains("the checkpoint that was there is as it was"), "{error}");
+    assert_eq!(std::fs::read(&path)?, good);
+    std::fs::remove_dir(&beside)?;
+    #[cfg(target_os = "linux")]
+    {
+        std::os::unix::fs::symlink("/dev/full", &beside)?;
+        let error = run.save(&path).unwrap_err().to_string();
+        assert!(error.contains("as it was"), "{error}");
+        assert_eq!(std::fs::read(&path)?, good);
+        let _ = std::fs::remove_file(&beside);
+    }
+
+    let other = Config { lr: 0.5, ..config.clone() };
+    let error = resume(&path, &other);
+    assert!(error.contains("is of another run") && error.contains("0.5"), "{error}");
+    for (what, bytes) in [("truncated", &good[..good.len() / 2]), ("empty", &[]), ("text", b"not a checkpoint")] {
+        let broken = folder.join(what);
+        std::fs::write(&broken, bytes)?;
+        assert!(resume(&broken, &config).contains("is no checkpoint of this program"), "{what}: {}", resume(&broken, &config));
+    }
+    let tensors = HashMap::from([("a".to_string(), Tensor::zeros(3, DType::F32, &Device::Cpu)?)]);
+    candle_core::safetensors::save(&tensors, folder.join("other"))?;
+    assert!(resume(&folder.join("other"), &config).contains("it has no record.json"));
+    assert!(resume(&folder.join("nowhere"), &config).contains("nowhere"));
+    Ok(())
+}
