@@ -5,13 +5,13 @@
 //! - [`Gml`]: Gaussian-mixture-likelihood learning with a teacher (Suh and Seo, ICML 2023).
 //!
 //! Each has its plain form, `bs` (balanced softmax over s·cos, no margin), and its DBM form, `dbm`
-//! ([`MarginLoss::dbm_bs`]), both at the presets' scale s = 32 (the `cuda` kernels serve the classification term); `builder` takes any other
+//! ([`MarginLoss::dbm_bs`]), both at the presets' scale s = 32; `builder` takes any other
 //! [`MarginLoss`] that reduces by [`Reduction::Mean`](crate::Reduction::Mean) and ignores no row. `docs/companions.md` says which equations are followed, where the
 //! authors' public code differs from their papers, and what could not be verified.
 //!
 //! All but the classification term is composed of Candle ops with Candle's autograd, in f32, or in f64 for f64: f16 and bf16 are widened, and
-//! gradients come back in their own dtypes. On a CUDA device nothing but the classification term's check of its labels
-//! ([`check_labels`](crate::MarginLossBuilder::check_labels)) waits for the device. A batch must have at least one row.
+//! gradients come back in their own dtypes. On a CUDA device nothing is read back but what the
+//! classification term's check of its labels waits for ([`check_labels`](crate::MarginLossBuilder::check_labels)). A batch must have at least one row.
 
 mod bcl;
 mod gml;
@@ -156,4 +156,33 @@ fn log_sum_exp_where(a: &Tensor, keep: &Tensor) -> Result<(Tensor, Tensor)> {
     let sum = a.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?;
     let sum = any.where_cond(&sum, &sum.ones_like()?)?; // ln 0 must not be formed either
     Ok(((sum.log()? + largest)?.squeeze(1)?, any.squeeze(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn log_sum_exp_of_what_is_kept() -> Result<()> {
+        let (device, infinity) = (Device::Cpu, f64::INFINITY);
+        let a = Var::new(&[[1000.0, f64::NAN, 1001.0], [-800.0, infinity, -infinity], [1.0, 2.0, 3.0]], &device)?;
+        let keep = Tensor::new(&[[1u8, 0, 1], [1, 0, 0], [0, 0, 0]], &device)?;
+        let (values, any) = log_sum_exp_where(&a, &keep)?;
+        let expected = [1001.0 + (-1f64).exp().ln_1p(), -800.0, 0.0];
+        for (value, expected) in values.to_vec1::<f64>()?.into_iter().zip(expected) {
+            assert!((value - expected).abs() < 1e-12, "{value} {expected}");
+        }
+        assert_eq!(any.to_vec1::<u8>()?, [1, 1, 0]);
+        let grads = values.sum_all()?.backward()?;
+        let p = 1.0 / (1.0 + 1f64.exp());
+        let expected = [[p, 0.0, 1.0 - p], [1.0, 0.0, 0.0], [0.0; 3]];
+        let gradient = grads.get(&a).map(|gradient| gradient.to_vec2::<f64>()).transpose()?.unwrap_or_default();
+        for (row, expected) in gradient.iter().zip(expected) {
+            assert!(row.iter().zip(expected).all(|(g, e)| (g - e).abs() < 1e-12), "{row:?} {expected:?}");
+        }
+        assert_eq!(gradient.len(), 3);
+        Ok(())
+    }
 }
