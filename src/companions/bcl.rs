@@ -132,15 +132,15 @@ impl Bcl {
         let (rows, dim) = matrix(NAME, "embeddings", "(2N, E)", embeddings)?;
         let (classes, centre_dim) = matrix(NAME, "centres", "(C, E)", centres)?;
         if rows % 2 != 0 {
-            return Ok(error(format!("{NAME}: embeddings (2N, E) are of two views, {rows} rows are not even"))?);
+            return error(format!("{NAME}: embeddings (2N, E) are of two views, {rows} rows are not even"));
         }
         if dim != centre_dim {
             let (e, c) = (embeddings.dims(), centres.dims());
-            return Ok(error(format!("{NAME}: embeddings {e:?} and centres {c:?} differ in E"))?);
+            return error(format!("{NAME}: embeddings {e:?} and centres {c:?} differ in E"));
         }
         if classes != self.loss.classes() {
             let wanted = self.loss.classes();
-            return Ok(error(format!("{NAME}: centres have {classes} rows, the loss is over {wanted} classes"))?);
+            return error(format!("{NAME}: centres have {classes} rows, the loss is over {wanted} classes"));
         }
         check_integers(NAME, "labels", labels, rows / 2)?;
         check_alike(NAME, ("embeddings", embeddings), &[("centres", centres), ("labels", labels)])?;

@@ -197,7 +197,7 @@ impl Gml {
         let (m, key_dim) = matrix(NAME, "keys", "(M, E)", keys)?;
         if dim != key_dim {
             let (q, k) = (queries.dims(), keys.dims());
-            return Ok(error(format!("{NAME}: queries {q:?} and keys {k:?} differ in E"))?);
+            return error(format!("{NAME}: queries {q:?} and keys {k:?} differ in E"));
         }
         check_integers(NAME, "labels", labels, n)?;
         check_integers(NAME, "key labels", key_labels, m)?;
@@ -209,7 +209,7 @@ impl Gml {
         };
         if log_temperature.elem_count() != 1 {
             let shape = log_temperature.dims();
-            return Ok(error(format!("{NAME}: the log temperature must be one value, its shape is {shape:?}"))?);
+            return error(format!("{NAME}: the log temperature must be one value, its shape is {shape:?}"));
         }
         check_alike(NAME, ("queries", queries), &[("the log temperature", log_temperature)])?;
         let inverse = log_temperature.to_dtype(similarity.dtype())?.reshape((1, 1))?.neg()?.exp()?; // (1, 1), 1/t
@@ -224,8 +224,8 @@ impl Gml {
         };
         let of_features = similarity.broadcast_mul(&inverse.detach())?;
         let of_temperature = similarity.detach().broadcast_mul(&inverse)?;
-        Ok((self.likelihood(&of_features, labels, key_labels, None)?
-            + self.likelihood(&of_temperature, labels, key_labels, own.as_ref())?)?)
+        self.likelihood(&of_features, labels, key_labels, None)?
+            + self.likelihood(&of_temperature, labels, key_labels, own.as_ref())?
     }
 
     /// Cross-entropy of the mixtures' likelihoods with the prior, from q·k/t (N, M), without the keys that `own` (N, M) marks.
@@ -260,16 +260,15 @@ impl Gml {
         let (n, classes) = matrix(NAME, "teacher logits", "(N, C)", teacher)?;
         if (n, classes) != (batch.features.dim(0)?, self.loss.classes()) {
             let wanted = (batch.features.dim(0)?, self.loss.classes());
-            return Ok(error(format!(
+            return error(format!(
                 "{NAME}: teacher logits must be of shape (N, C) = {wanted:?}, the shape is {:?}",
                 teacher.dims()
-            ))?);
+            ));
         }
         check_alike(NAME, ("features", batch.features), &[("teacher logits", teacher)])?;
         let dtype = wide(batch.features);
         let t = self.distillation_temperature;
-        let weight = batch.weight.to_dtype(batch.features.dtype())?;
-        let cosines = unit(batch.features)?.matmul(&unit(&weight)?.t()?)?; // (N, C)
+        let cosines = unit(batch.features)?.matmul(&unit(batch.weight)?.t()?)?; // (N, C)
         let student = log_softmax(&(cosines * (self.loss.scale() / t))?, D::Minus1)?;
         let teacher = log_softmax(&(teacher.detach().to_dtype(dtype)? / t)?, D::Minus1)?;
         let divergence = (teacher.exp()? * (teacher - student)?)?.sum_all()?;

@@ -6,7 +6,7 @@
 //!
 //! Each has its plain form, `bs` (balanced softmax over s·cos, no margin), and its DBM form, `dbm`
 //! ([`MarginLoss::dbm_bs`]), both at the presets' scale s = 32; `builder` takes any other
-//! [`MarginLoss`] that reduces by [`Reduction::Mean`](crate::Reduction::Mean) and ignores no row. `docs/companions.md` says which equations are followed, where the
+//! [`MarginLoss`] that reduces by [`Reduction::Mean`] and ignores no row. `docs/companions.md` says which equations are followed, where the
 //! authors' public code differs from their papers, and what could not be verified.
 //!
 //! All but the classification term is composed of Candle ops with Candle's autograd, in f32, or in f64 for f64: f16 and bf16 are widened, and
@@ -26,8 +26,9 @@ use candle_core::{D, DType, Tensor};
 use crate::reference::unit_rows;
 use crate::{ClassCounts, Error, MarginLoss, Prior, Reduction, Result};
 
-fn error<T>(text: impl Into<String>) -> Result<T> {
-    Err(Error::Companion(text.into()))
+/// The error of an option or a tensor, as this crate's or as Candle's.
+fn error<T, E: From<Error>>(text: String) -> std::result::Result<T, E> {
+    Err(Error::Companion(text).into())
 }
 
 /// The classification term of the plain form.

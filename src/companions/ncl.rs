@@ -117,7 +117,7 @@ impl Ncl {
     /// No expert, no row; shapes, dtypes or devices that do not fit; a label that is no class; on a CUDA device more than 8192 classes.
     pub fn output(&self, experts: &[(&Tensor, &Tensor)], labels: &Tensor) -> candle_core::Result<NclOutput> {
         let Some(&(first, _)) = experts.first() else {
-            return Ok(error(format!("{NAME}: at least one expert is needed"))?);
+            return error(format!("{NAME}: at least one expert is needed"));
         };
         let (n, _) = matrix(NAME, "features", "(N, D)", first)?;
         let (classes, k) = (self.loss.classes(), self.hard_classes);
@@ -125,9 +125,9 @@ impl Ncl {
             check_alike(NAME, ("the first expert's features", first), &[("another expert's", features)])?;
         }
         if first.device().is_cuda() && classes > CUDA_SORT_CLASSES {
-            return Ok(error(format!(
+            return error(format!(
                 "{NAME}: hard classes are mined among at most {CUDA_SORT_CLASSES} on a CUDA device, there are {classes}"
-            ))?);
+            ));
         }
         let params = &self.loss.params;
         let device = first.device();
@@ -137,10 +137,7 @@ impl Ncl {
             .collect::<candle_core::Result<Vec<_>>>()?;
         let cosines = experts
             .iter()
-            .map(|(features, weight)| {
-                let weight = weight.to_dtype(features.dtype())?;
-                Ok(unit(features)?.matmul(&unit(&weight)?.t()?)?.clamp(-1.0, 1.0)?)
-            })
+            .map(|(features, weight)| Ok(unit(features)?.matmul(&unit(weight)?.t()?)?.clamp(-1.0, 1.0)?))
             .collect::<Result<Vec<_>>>()?; // E of (N, C)
         let dtype = cosines[0].dtype();
         let table = |values: &[f64]| Tensor::new(values, device)?.to_dtype(dtype); // (C)
