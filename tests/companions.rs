@@ -470,6 +470,20 @@ fn learned_temperature() -> Result<()> {
     Ok(())
 }
 
+/// A tracked teacher is not trained, and tracked keys are.
+#[test]
+fn the_teacher_gets_no_gradient() -> Result<()> {
+    let problem = Problem::random((Method::Gml, Form::Dbm), 4, 3, 6, true)?;
+    let teacher = Var::from_tensor(problem.teacher.as_ref().ok_or("a teacher")?)?;
+    let taught = Problem { teacher: Some(teacher.as_tensor().clone()), ..problem.clone() };
+    let keys = Var::from_tensor(&problem.tensors["keys"])?;
+    let mut tensors = problem.tensors.clone();
+    tensors.insert("keys", keys.as_tensor().clone());
+    let grads = taught.forward(&tensors)?.0.backward()?;
+    assert!(grads.get(&teacher).is_none() && size(&flat(grads.get(&keys).ok_or("keys")?)) > 1e-3);
+    Ok(())
+}
+
 // ---- properties -------------------------------------------------------------------------------------------------------------------------
 
 #[test]
