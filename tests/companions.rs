@@ -354,7 +354,7 @@ fn f64_gives_every_golden_case() -> Result<()> {
     for case in goldens()? {
         let outcome = case.problem()?.run().map_err(|error| format!("{}: {error}", case.name))?;
         let (error, part) = worst(&outcome, &case.expected, 1e-2);
-        assert!(error <= 1e-10, "{}: {part} is off by {error:e}", case.name);
+        assert!(error <= 1e-12, "{}: {part} is off by {error:e}", case.name);
     }
     Ok(())
 }
@@ -363,9 +363,9 @@ fn f64_gives_every_golden_case() -> Result<()> {
 fn f32_gives_every_golden_case_to_its_rounding() -> Result<()> {
     for case in goldens()? {
         let outcome = case.problem()?.to(DType::F32)?.run()?;
-        // z = s·c or q·k/t of a few tens to a hundred, so an error of e^z of some ε·100.
+        // z = s·c or q·k/t of a few tens to a hundred, so an error of e^z of some ε·100; the worst seen is 2e-6.
         let (error, part) = worst(&outcome, &case.expected, 1e-1);
-        assert!(error <= 2e-4, "{}: {part} is off by {error:e}", case.name);
+        assert!(error <= 2e-5, "{}: {part} is off by {error:e}", case.name);
     }
     Ok(())
 }
@@ -642,6 +642,31 @@ fn what_the_terms_are_where_it_is_known() -> Result<()> {
     let twice = Tensor::cat(&[&keys, &keys.narrow(0, 1, 2)?, &keys], 0)?;
     let labels = [0, 1, 2, 3, 4, 1, 2, -1, 5, 77, -3, i64::MAX];
     assert!((of(&twice, &labels)? - expected).abs() < 1e-12, "and empty slots are none");
+    Ok(())
+}
+
+/// With every class hard, NCL's composed second loss is the op's own, for every family, gate, angle range and prior that NCL takes.
+#[test]
+fn ncl_knows_every_margin() -> Result<()> {
+    let problem = Problem::random((Method::Ncl, Form::Bs), 12, 6, 8, false)?;
+    let (x, w) = (&problem.tensors["x"], &problem.tensors["w"]);
+    let mut taken = 0;
+    for (name, builder) in common::builders(6) {
+        let Ok(builder) = builder.build().map(Ncl::builder) else { continue };
+        let Ok(ncl) = builder.hard_classes(6).build() else { continue };
+        let vars = [Var::from_tensor(x)?, Var::from_tensor(w)?];
+        let output = ncl.output(&[(vars[0].as_tensor(), vars[1].as_tensor())], &problem.y)?;
+        let (hard, all) = (flat(&output.hard)[0], flat(&output.individual[0].loss)[0]);
+        assert!((hard - all).abs() <= 1e-9 * all.max(1.0), "{name}: {hard} {all}");
+        let (hard, all) = (output.hard.backward()?, output.individual[0].loss.backward()?);
+        for var in &vars {
+            let (hard, all) = (hard.get(var).ok_or("a gradient")?, all.get(var).ok_or("a gradient")?);
+            let error = distance(&flat(hard), &flat(all));
+            assert!(error <= 1e-8 * size(&flat(all)).max(1e-3), "{name}: {error:e}");
+        }
+        taken += 1;
+    }
+    assert!(taken >= 18, "{taken}");
     Ok(())
 }
 

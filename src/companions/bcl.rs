@@ -181,6 +181,8 @@ impl BclBuilder {
     }
 
     /// The weights α and β of the classification and the contrastive term, not negative. Default 2 and 0.6.
+    ///
+    /// Candle takes a factor of 0 off the tape: what only a term of weight 0 depends on gets no gradient, not one of zeros.
     pub fn weights(mut self, classification: f64, contrastive: f64) -> Self {
         (self.0.classification_weight, self.0.contrastive_weight) = (classification, contrastive);
         self

@@ -295,6 +295,8 @@ impl GmlBuilder {
     }
 
     /// The weights γ, β and α of the classification, the contrastive and the distillation term, not negative. Default 1, 1 and 1.
+    ///
+    /// Candle takes a factor of 0 off the tape: what only a term of weight 0 depends on gets no gradient, not one of zeros.
     pub fn weights(mut self, classification: f64, contrastive: f64, distillation: f64) -> Self {
         self.0.classification_weight = classification;
         self.0.contrastive_weight = contrastive;

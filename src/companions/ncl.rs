@@ -226,6 +226,8 @@ impl NclBuilder {
 
     /// The weights λ and λ_h of the distillation over all and over hard classes, not negative. Default 0.6 and 0.6.
     ///
+    /// Candle takes a factor of 0 off the tape: what only a term of weight 0 depends on gets no gradient, not one of zeros.
+    ///
     /// The authors' code divides the sum over ordered pairs by E − 1 where this crate takes their mean: 0.6·E is what it calls 0.6.
     pub fn distillation_weights(mut self, all: f64, hard: f64) -> Self {
         (self.0.distillation_weight, self.0.hard_distillation_weight) = (all, hard);
