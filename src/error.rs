@@ -18,6 +18,9 @@ pub enum Error {
     /// Predictions, labels or features that a metric cannot be computed of.
     #[error("metrics: {0}")]
     Metrics(String),
+    /// An option or a tensor that a companion loss cannot use.
+    #[error("companion loss: {0}")]
+    Companion(String),
     /// A label that is neither a class nor the ignore index.
     #[error("margin loss: label {label} of row {row} is not in 0..{classes}{}", ignore_note(.ignore_index))]
     Label {

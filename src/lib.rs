@@ -6,6 +6,7 @@
 //!   2412.15477): [`MarginLoss::dbm_ce`], [`MarginLoss::dbm_cb`], [`MarginLoss::dbm_bs`].
 //! - [`margin_cross_entropy`] is the line to write where `candle_nn::loss::cross_entropy` stood; [`CosineClassifier`] is the head as a module.
 //! - [`LossSchedule`] changes the loss with the epoch (deferred re-weighting).
+//! - [`companions`] are the losses that the paper puts beside its own: balanced contrastive, nested collaborative and mixture-likelihood learning.
 //! - [`metrics`] has what the paper measures; [`mod@reference`] is the loss composed of Candle ops, the plain meaning of every option.
 //!
 //! X is (N, D), W is (C, D), y is (N) of `u32` or `i64`; X and W are f64, f32, f16 or bf16, or W is f32 beside f16 or bf16 features. The loss and what
@@ -15,6 +16,7 @@
 //! Features: `cuda` builds Candle's CUDA backend and this crate's kernels, for devices of compute capability 8.0 and up; it needs nvcc and libclang.
 
 mod classifier;
+pub mod companions;
 mod counts;
 mod cpu;
 #[cfg(feature = "cuda")]

@@ -125,7 +125,7 @@ pub(crate) fn unit_rows(rows: &Tensor) -> Result<Tensor> {
 }
 
 /// cos(m1·θ + a), continued beyond π as the options say; (V) from c_y (V), A_y (V) and the hard flags (V).
-fn margin_cosine(params: &Params, c_y: &Tensor, angular: &Tensor, hard: &Tensor) -> Result<Tensor> {
+pub(crate) fn margin_cosine(params: &Params, c_y: &Tensor, angular: &Tensor, hard: &Tensor) -> Result<Tensor> {
     let rule = params.rule;
     let plain = rule.m1 == 1.0 && params.angular.iter().all(|&a| a == 0.0);
     if plain {

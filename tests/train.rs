@@ -279,7 +279,7 @@ fn a_resumed_run_is_the_run() -> Result<()> {
     let dataset = dataset();
     let images = Images::new(&dataset);
     let never = AtomicBool::new(false);
-    for (method, network) in [(Method::CeDrw, Network::Resnet32), (Method::DbmBs, Network::Resnet32)] {
+    for (method, network) in [(Method::CeDrw, Network::Resnet32), (Method::DbmBs, Network::Conv)] {
         let config = config(method, network);
         let path = folder(&format!("resumed-{method:?}")).join("checkpoint.safetensors");
         let mut whole = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
@@ -307,7 +307,8 @@ fn a_resumed_run_is_the_run() -> Result<()> {
         resumed.save(&path)?;
         let found = checkpoint::load::<serde_json::Value>(&path, &Device::Cpu)?;
         assert_eq!(found.1, expected.1, "{method:?}");
-        assert!(expected.0.keys().any(|name| name.ends_with("running_var")), "means are kept, too");
+        let kept = expected.0.keys().any(|name| name.ends_with("running_var"));
+        assert_eq!(kept, network == Network::Resnet32, "means are kept, too");
         assert_eq!(bits(&found.0)?, bits(&expected.0)?, "{method:?}, stopped early: {stopped_early}");
     }
     Ok(())
@@ -337,22 +338,13 @@ fn checkpoints_that_fail() -> Result<()> {
     };
     assert_eq!(resume(&path, &config), "taken up");
 
-    // What is written beside it cannot be: as on a full disk, the last good one stays.
+    // Where the new one cannot be written, the last good one stays.
     let beside = folder.join("checkpoint.partial");
     std::fs::create_dir(&beside)?;
     let error = run.save(&path).unwrap_err().to_string();
     assert!(error.contains("the checkpoint that was there is as it was"), "{error}");
     assert_eq!(std::fs::read(&path)?, good);
     std::fs::remove_dir(&beside)?;
-    #[cfg(target_os = "linux")]
-    {
-        std::os::unix::fs::symlink("/dev/full", &beside)?;
-        let error = run.save(&path).unwrap_err().to_string();
-        assert!(error.contains("as it was"), "{error}");
-        assert_eq!(std::fs::read(&path)?, good);
-        let _ = std::fs::remove_file(&beside);
-    }
-
     let other = Config { lr: 0.5, ..config.clone() };
     let error = resume(&path, &other);
     assert!(error.contains("is of another run") && error.contains("0.5"), "{error}");

@@ -125,7 +125,7 @@ impl Operation {
         let part = f64::from(magnitude) / 9.0;
         let sign = if other_way { -1.0 } else { 1.0 };
         // 1 is the image as it is, 0 what it is blended with.
-        let factor = 1.0 + 0.9 * part * sign;
+        let factor = (1.0 + 0.9 * part * sign) as f32;
         let affine = |matrix: [f64; 6]| affine(image, shape, matrix);
         let shift = (shape.width as f64 * 150.0 / 331.0 * part * sign).trunc();
         match self {
@@ -249,8 +249,8 @@ fn smoothed(image: &[u8], shape: Shape) -> Vec<u8> {
     })
 }
 
-/// other + factor·(image − other)
-fn blend(image: &[u8], other: &[u8], factor: f64) -> Vec<u8> {
-    let mix = |(&a, &b): (&u8, &u8)| (f64::from(b) + factor * (f64::from(a) - f64::from(b))).clamp(0.0, 255.0) as u8;
+/// other + factor·(image − other), cut to whole numbers in f32, as PIL does.
+fn blend(image: &[u8], other: &[u8], factor: f32) -> Vec<u8> {
+    let mix = |(&a, &b): (&u8, &u8)| (f32::from(b) + factor * (f32::from(a) - f32::from(b))).clamp(0.0, 255.0) as u8;
     image.iter().zip(other).map(mix).collect()
 }
