@@ -28,9 +28,8 @@ if [ "$nvcc" = yes ]; then
     skip "tests/traps.rs on CUDA: N·C = 4.4·10⁹" "an emulated device takes hours"
     skip "tests/gradient.rs and oracle.rs on CUDA: two of four sizes, 100 of 400 random cases" "minutes of emulation"
     skip "tests/figures.rs: N, C, D = 256, 8142, 2048; 256, 1000, 2048 in f32" "half an hour of emulation; MARGIN_LOSS_RECORD=1 runs them"
-    skip "tests/companions.rs on CUDA" "Candle's kernels for it have not been run on the emulated device yet"
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
-    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle"
+    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions"
     # shellcheck disable=SC2086
     cuda --no-run --lib --test cuda --test tf32 --test candle_cuda --test targets --test figures $suites
     mkdir -p target/test-logs

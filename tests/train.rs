@@ -142,7 +142,8 @@ fn recipes_draw() {
     assert_eq!(draw(all, 5), draw(all, 5));
     let drawn: std::collections::HashSet<Vec<u8>> = (0..50).map(|seed| draw(all, seed)).collect();
     assert!(drawn.len() > 45 && drawn.iter().all(|image| image.len() == picture.len()));
-    let flips = (0..200).filter(|&seed| draw(Recipe { flip: true, padding: 0, auto_augment: false, cutout: 0 }, seed) != picture);
+    let flips = (0..200)
+        .filter(|&seed| draw(Recipe { flip: true, padding: 0, auto_augment: false, cutout: 0 }, seed) != picture);
     assert!((70..130).contains(&flips.count()));
 }
 
@@ -332,7 +333,8 @@ fn checkpoints_that_fail() -> Result<()> {
     let run = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
     run.save(&path)?;
     let good = std::fs::read(&path)?;
-    let resume = |path: &Path, config: &Config| match Run::resume(path, config.clone(), &dataset, &images, &Device::Cpu) {
+    let resume = |path: &Path, config: &Config| match Run::resume(path, config.clone(), &dataset, &images, &Device::Cpu)
+    {
         Ok(_) => "taken up".to_string(),
         Err(error) => error.to_string(),
     };
@@ -351,7 +353,11 @@ fn checkpoints_that_fail() -> Result<()> {
     for (what, bytes) in [("truncated", &good[..good.len() / 2]), ("empty", &[]), ("text", b"not a checkpoint")] {
         let broken = folder.join(what);
         std::fs::write(&broken, bytes)?;
-        assert!(resume(&broken, &config).contains("is no checkpoint of this program"), "{what}: {}", resume(&broken, &config));
+        assert!(
+            resume(&broken, &config).contains("is no checkpoint of this program"),
+            "{what}: {}",
+            resume(&broken, &config)
+        );
     }
     let tensors = HashMap::from([("a".to_string(), Tensor::zeros(3, DType::F32, &Device::Cpu)?)]);
     candle_core::safetensors::save(&tensors, folder.join("other"))?;
