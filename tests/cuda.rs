@@ -297,7 +297,8 @@ fn a_step_is_captured_into_a_graph() -> Result<()> {
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = stream.end_capture(flags)?.ok_or("an empty graph")?;
             for batch in &batches {
-                (x.set(&batch.x)?, y.set(&batch.y)?);
+                x.set(&batch.x)?;
+                y.set(&batch.y)?;
                 graph.launch()?;
                 let found = [flat(&out.loss), flat(&out.per_sample), flat(&dx), flat(&dw)];
                 let (expected, dx, dw) = loss.loss_and_grads(&batch.x, &first.w, &batch.y, None)?;
