@@ -249,8 +249,10 @@ pub fn fisher_separability(
         fisher_criterion(&direction, &apart, &covariance).ok_or_else(|| of_pair("their projected features do not vary"))
     };
     // J of the pairs i < j, a row i at a time; summed below in one fixed order.
-    let upper: Vec<Vec<f64>> =
-        (0..classes).into_par_iter().map(|i| (i + 1..classes).map(|j| pair(i, j)).collect()).collect::<Result<_>>()?;
+    let upper: Vec<Result<Vec<f64>>> =
+        (0..classes).into_par_iter().map(|i| (i + 1..classes).map(|j| pair(i, j)).collect()).collect();
+    // One after the other: of several pairs that fail the first is named, whichever thread came first.
+    let upper = upper.into_iter().collect::<Result<Vec<_>>>()?;
     let criterion = |i: usize, j: usize| if i < j { upper[i][j - i - 1] } else { upper[j][i - j - 1] };
     let sum = |i: usize| (0..classes).filter(|&j| j != i).map(|j| criterion(i, j)).sum::<f64>();
     Ok((0..classes).map(|i| sum(i) / (classes - 1) as f64).collect())
