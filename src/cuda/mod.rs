@@ -271,9 +271,9 @@ fn fused_step<T: Accumulator>(
     };
     let name = format!("fused_step_{}", kind.suffix());
     let function = device.get_or_load_custom_func(&name, FUSED_STEP.name, FUSED_STEP.ptx)?;
-    function
-        .set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, plan.shared as i32)
-        .w()?;
+    // The same in every call: the attribute is the function's, and calls on other threads set it, too.
+    let most = limits.shared_a_block - params::MARGIN_LOSS_FUSED_STATIC as usize;
+    function.set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most as i32).w()?;
     let resident = function.occupancy_max_active_blocks_per_multiprocessor(THREADS, plan.shared, None).w()? as usize;
     if resident < plan.blocks_a_multiprocessor {
         return Ok(false);
