@@ -62,9 +62,11 @@ __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &ch
         } else if (row0 == 0 && class0 + r < call.c) {
             scratch.class_norms[class0 + r] = tile.class_norms[r];
         }
-        tile.add_statistics(call, class0, kept[at - begin], row);
+        // Tile by tile, as where each is a block's: the sums' grouping follows the tiles.
+        Statistics<T> of_tile = no_statistics<T>();
+        tile.add_statistics(call, class0, kept[at - begin], of_tile);
+        merge(row, merge_halves(of_tile));
         if (at + 1 == end || class_tile + 1 == class_tiles) {
-            row = merge_halves(row);
             i64 i = row0 + threadIdx.x / 2;
             if (threadIdx.x % 2 == 0 && i < call.n) scratch.partials[(blockIdx.x - owner(row_tile * class_tiles)) * call.n + i] = row;
             row = no_statistics<T>();

@@ -272,7 +272,11 @@ fn fused_step<T: Accumulator>(
     let name = format!("fused_step_{}", kind.suffix());
     let function = device.get_or_load_custom_func(&name, FUSED_STEP.name, FUSED_STEP.ptx)?;
     // The same in every call: the attribute is the function's, and calls on other threads set it, too.
-    let most = limits.shared_a_block - params::MARGIN_LOSS_FUSED_STATIC as usize;
+    let own = function.get_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES).w()? as usize;
+    let most = limits.shared_a_block.saturating_sub(own);
+    if plan.shared > most {
+        return Ok(false);
+    }
     function.set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most as i32).w()?;
     let resident = function.occupancy_max_active_blocks_per_multiprocessor(THREADS, plan.shared, None).w()? as usize;
     if resident < plan.blocks_a_multiprocessor {
