@@ -227,6 +227,7 @@ fn main() -> Result<()> {
         .measurement_time(Duration::from_millis(500))
         .without_plots()
         .configure_from_args();
+    let rounds = if test { 1 } else { ROUNDS };
     let mut text = String::from(
         "| N × C × D | type | way | µs | × step | GB/s | of peak | TFLOP/s | of cuBLAS at 8192³ |\n|---|---|---|---:|---:|---:|---:|---:|---:|\n",
     );
@@ -248,7 +249,7 @@ fn main() -> Result<()> {
                     case.time(way, 3)?;
                     *count = (TURN.as_secs_f64() * 1e3 / case.time(way, 3)?.max(1e-3)).clamp(1.0, 10_000.0) as u64;
                 }
-                for _ in 0..if test { 1 } else { ROUNDS } {
+                for _ in 0..rounds {
                     for ((way, times), &count) in Way::ALL.into_iter().zip(&mut times).zip(&counts) {
                         times.push(case.time(way, count)?);
                     }
@@ -286,11 +287,11 @@ fn main() -> Result<()> {
     }
     if table {
         let head = format!(
-            "{device}, memory {bandwidth:.0} GB/s at its peak. Medians of {ROUNDS} rounds, by CUDA events; DBM-BS, labels not checked.\n\n"
+            "{device}, memory {bandwidth:.0} GB/s at its peak. Medians of {rounds} rounds, by CUDA events; DBM-BS, labels not checked.\n\n"
         );
         println!("\n{head}{text}");
         if test {
-            println!("One round, to see that it runs: these times are not to be used.");
+            println!("To see that it runs: these times are not to be used.");
             return Ok(());
         }
         if std::env::var("MARGIN_LOSS_RECORD").is_ok_and(|value| value == "1") {

@@ -6,17 +6,14 @@
 Inputs come as those of make_golden.py do: Python's own `random`, rounded to few digits.
 """
 
-import argparse
-import json
 import platform
-import sys
 from pathlib import Path
 
 import numpy
 import torch
 
 import companions
-from make_golden import Draw, batch, differences, finite, long_tail, text
+from make_golden import Draw, batch, command, differences, finite, long_tail
 from reference import unit_rows
 
 SEED = 20220719
@@ -185,19 +182,5 @@ def compare(committed, fresh):
     return [d for name in left for d in differences(left[name], right[name], name, 1e-9)]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare the committed file with what would be written")
-    parser.add_argument("--out", type=Path, default=PATH)
-    options = parser.parse_args()
-    doc = document()
-    if options.check:
-        found = compare(json.loads(options.out.read_text()), doc)
-        print("\n".join(found[:40]) or f"{len(doc['cases'])} cases agree")
-        sys.exit(1 if found else 0)
-    options.out.write_text(text(doc))
-    print(f"{len(doc['cases'])} cases, {options.out.stat().st_size} bytes")
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, PATH, document, compare)

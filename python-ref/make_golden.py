@@ -518,10 +518,11 @@ def tolerance(case):
     return min(2e-5, max(1e-12, 8e-16 / min(off_pole, default=1.0)))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command(description, path, document, compare):
+    """What a script that makes a golden file does: writes it, or with --check compares it with what would be written."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare the committed file with what would be written")
-    parser.add_argument("--out", type=Path, default=PATH)
+    parser.add_argument("--out", type=Path, default=path)
     options = parser.parse_args()
     doc = document()
     if options.check:
@@ -534,4 +535,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, PATH, document, compare)

@@ -44,5 +44,6 @@ fn tf32_on_request() -> Result<()> {
     Ok(())
 }
 
-/// A cosine is off by 2^-11 of its terms at most, an exponent by s = 30 times that, and what comes of it as much.
+/// Both operands of a cosine are rounded by 2^-11 at most, an exponent is off by s = 30 times as much; half of the worst case, which random
+/// signs stay far from.
 const BOUND: f64 = 30.0 / 2048.0;

@@ -52,10 +52,9 @@ enum Source {
     Cifar100,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     All,
-    #[value(skip)]
     One(Method),
 }
 
@@ -208,7 +207,7 @@ fn train(arguments: &Arguments) -> Result<bool> {
                 Run::new(config, &dataset, &images, &device)?
             };
             let bar = bar(&run);
-            let finished = run.train(&bar, &stop, |run| {
+            let finished = run.train(&bar, &|| stop.load(Ordering::Relaxed), |run| {
                 run.save(&checkpoint)?;
                 results::write(&folder, &run.config, &run.progress)?;
                 bar.suspend(|| eprintln!("{}", results::line(&run.config, &run.progress)));

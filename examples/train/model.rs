@@ -55,50 +55,38 @@ pub struct Step {
     pub hard_positive_rate: f64,
 }
 
+/// What a model is made for.
+pub struct Design<'a> {
+    pub network: Network,
+    pub shape: Shape,
+    pub classes: usize,
+    pub objective: Objective,
+    pub device: &'a Device,
+}
+
 impl Model {
     /// Weights from `seed`: normal with variance 2 / fan-in (He et al. 2015), biases 0, norms 1 and 0.
-    pub fn new(
-        network: Network,
-        shape: Shape,
-        classes: usize,
-        objective: Objective,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self> {
-        let variables = VarMap::new();
-        build(&variables, network, shape, classes, &objective, device)?;
-        initialise(&variables, &mut StdRng::seed_from_u64(seed))?;
-        Self::of(variables, network, shape, classes, objective, device)
+    pub fn new(design: &Design, seed: u64) -> Result<Self> {
+        Self::filled(design, |variables| initialise(variables, &mut StdRng::seed_from_u64(seed)))
     }
 
     /// From the tensors that `tensors` gave.
-    pub fn restored(
-        tensors: &HashMap<String, Tensor>,
-        network: Network,
-        shape: Shape,
-        classes: usize,
-        objective: Objective,
-        device: &Device,
-    ) -> Result<Self> {
-        let variables = VarMap::new();
-        build(&variables, network, shape, classes, &objective, device)?;
-        for (name, variable) in variables.data().lock().expect("no thread panicked with the lock").iter() {
-            let Some(tensor) = tensors.get(name) else { candle_core::bail!("the checkpoint has no {name}") };
-            variable.set(tensor)?;
-        }
-        Self::of(variables, network, shape, classes, objective, device)
+    pub fn restored(design: &Design, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        Self::filled(design, |variables| {
+            for (name, variable) in variables.data().lock().expect("no thread panicked with the lock").iter() {
+                let Some(tensor) = tensors.get(name) else { candle_core::bail!("the checkpoint has no {name}") };
+                variable.set(tensor)?;
+            }
+            Ok(())
+        })
     }
 
-    /// The running means of the norms are copied out of the map when a norm is made: so it is made again once the map is right.
-    fn of(
-        variables: VarMap,
-        network: Network,
-        shape: Shape,
-        classes: usize,
-        objective: Objective,
-        device: &Device,
-    ) -> Result<Self> {
-        let (backbone, head) = build(&variables, network, shape, classes, &objective, device)?;
+    /// A norm copies its running means out of the map when it is made: so all is made once for its variables, and again when `fill` has set them.
+    fn filled(design: &Design, fill: impl FnOnce(&VarMap) -> Result<()>) -> Result<Self> {
+        let variables = VarMap::new();
+        build(&variables, design)?;
+        fill(&variables)?;
+        let (backbone, head) = build(&variables, design)?;
         Ok(Self { variables, backbone, head })
     }
 
@@ -181,14 +169,8 @@ impl Model {
     }
 }
 
-fn build(
-    variables: &VarMap,
-    network: Network,
-    shape: Shape,
-    classes: usize,
-    objective: &Objective,
-    device: &Device,
-) -> Result<(Backbone, Head)> {
+fn build(variables: &VarMap, design: &Design) -> Result<(Backbone, Head)> {
+    let &Design { network, shape, classes, ref objective, device } = design;
     let vb = VarBuilder::from_varmap(variables, DType::F32, device);
     let backbone = match network {
         Network::Resnet32 => Backbone::ResNet(ResNet32::new(shape.channels, vb.pp("backbone"))?),

@@ -1,7 +1,6 @@
 //! One run: a method and a seed, trained by the paper's recipe, measured after every epoch, and kept so that it can be taken up to the same bits.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{D, Device, Tensor};
 use candle_margin_loss::metrics::{self, ByGroup};
@@ -16,7 +15,7 @@ use crate::augment;
 use crate::checkpoint;
 use crate::data::{Dataset, Samples};
 use crate::methods::{Method, Numbers};
-use crate::model::{Model, Network};
+use crate::model::{Design, Model, Network};
 use crate::sgd::Sgd;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -126,9 +125,7 @@ pub struct Run<'d> {
 
 impl<'d> Run<'d> {
     pub fn new(config: Config, dataset: &'d Dataset, images: &'d Images, device: &Device) -> Result<Self> {
-        let objective = config.method.objective(&dataset.counts, &config.numbers)?;
-        let classes = dataset.counts.classes();
-        let model = Model::new(config.network, dataset.shape, classes, objective, config.seed, device)?;
+        let model = Model::new(&design(&config, dataset, device)?, config.seed)?;
         let optimizer = Sgd::new(model.trained(), config.momentum, config.weight_decay);
         let (progress, device) = (Progress::default(), device.clone());
         Ok(Self { config, progress, dataset, images, device, model, optimizer })
@@ -148,9 +145,7 @@ impl<'d> Run<'d> {
             let (was, is) = (differs(&record.config), differs(&config));
             return Err(format!("{} is of another run:\n  {was}\nthis one is\n  {is}", path.display()).into());
         }
-        let objective = config.method.objective(&dataset.counts, &config.numbers)?;
-        let classes = dataset.counts.classes();
-        let model = Model::restored(&tensors, config.network, dataset.shape, classes, objective, device)?;
+        let model = Model::restored(&design(&config, dataset, device)?, &tensors)?;
         let mut optimizer = Sgd::new(model.trained(), config.momentum, config.weight_decay);
         for (name, tensor) in tensors {
             if let Some(name) = name.strip_prefix("velocity.") {
@@ -172,11 +167,11 @@ impl<'d> Run<'d> {
         self.images.train_labels.len().div_ceil(self.config.batch_size)
     }
 
-    /// Trains until the last epoch, or until `stop` is set; true at the end. After each epoch `on_epoch` sees the run.
+    /// Trains until the last epoch, or until `stop`, asked before every batch, says so; true at the end. After each epoch `on_epoch` sees the run.
     pub fn train(
         &mut self,
         bar: &ProgressBar,
-        stop: &AtomicBool,
+        stop: &dyn Fn() -> bool,
         mut on_epoch: impl FnMut(&Self) -> Result<()>,
     ) -> Result<bool> {
         while self.progress.history.len() < self.config.epochs {
@@ -189,7 +184,7 @@ impl<'d> Run<'d> {
     }
 
     /// The rest of an epoch; false where it was stopped. A thread makes batches while the device works on the one before.
-    fn epoch(&mut self, bar: &ProgressBar, stop: &AtomicBool) -> Result<bool> {
+    fn epoch(&mut self, bar: &ProgressBar, stop: &dyn Fn() -> bool) -> Result<bool> {
         let epoch = self.progress.history.len();
         self.model.start(epoch)?;
         self.optimizer.lr = self.config.learning_rate(epoch);
@@ -212,7 +207,7 @@ impl<'d> Run<'d> {
                 }
             });
             for (pixels, labels) in receiver {
-                if stop.load(Ordering::Relaxed) {
+                if stop() {
                     return Ok(false);
                 }
                 let n = labels.len();
@@ -266,6 +261,16 @@ impl<'d> Run<'d> {
         }
         Ok(metrics::group_accuracy(&predicted, &self.images.test_labels, &self.dataset.groups.of_class)?)
     }
+}
+
+fn design<'a>(config: &Config, dataset: &Dataset, device: &'a Device) -> Result<Design<'a>> {
+    Ok(Design {
+        network: config.network,
+        shape: dataset.shape,
+        classes: dataset.counts.classes(),
+        objective: config.method.objective(&dataset.counts, &config.numbers)?,
+        device,
+    })
 }
 
 /// A seed of its own for each pair.

@@ -283,9 +283,10 @@ fn fused_step<T: Accumulator>(
         return Ok(false);
     }
     // SAFETY: statistics, g, dots and sums are written before they are read.
-    let mut workspace = unsafe { device.alloc::<u8>(plan.bytes.max(1))? };
-    let (base, _workspace) = workspace.device_ptr_mut(stream);
-    let base = if plan.states.is_some() { 0 } else { base };
+    let mut workspace = (plan.bytes > 0).then(|| unsafe { device.alloc::<u8>(plan.bytes) }).transpose()?;
+    let workspace = workspace.as_mut().map(|workspace| workspace.device_ptr_mut(stream));
+    // One block has its workspace on chip, and addresses from 0 on.
+    let base = workspace.as_ref().map_or(0, |(address, _)| *address);
     call.partials = (base + plan.partials as u64) as _;
     if let Some((rows, class_norms)) = plan.states {
         call.on_chip = 1;

@@ -297,14 +297,7 @@ impl Memory {
     pub(crate) fn allocate_labelled(&self, size: usize, label: Option<String>) -> Result<u64> {
         let base = {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            if size > self.capacity - counts.used {
-                return Err(Error::OutOfMemory(format!(
-                    "{size} bytes asked for, {} of {} used",
-                    counts.used, self.capacity
-                )));
-            }
-            counts.used += size;
-            counts.peak = counts.peak.max(counts.used);
+            self.reserve(&mut counts, size)?;
             let base = counts.next;
             counts.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
             base
@@ -323,6 +316,13 @@ impl Memory {
             _ => return Err(Error::Host(format!("{base:#x} is no freed allocation"))),
         };
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reserve(&mut counts, size)?;
+        drop(counts);
+        self.put(base, size, None);
+        Ok(())
+    }
+
+    fn reserve(&self, counts: &mut Counts, size: usize) -> Result<()> {
         if size > self.capacity - counts.used {
             return Err(Error::OutOfMemory(format!(
                 "{size} bytes asked for, {} of {} used",
@@ -331,8 +331,6 @@ impl Memory {
         }
         counts.used += size;
         counts.peak = counts.peak.max(counts.used);
-        drop(counts);
-        self.put(base, size, None);
         Ok(())
     }
 
