@@ -10,19 +10,26 @@ use candle_margin_loss::{
 };
 use candle_nn::{Module, Optimizer, VarBuilder, VarMap};
 use common::{Inputs, Outcome, Result, counts, device, flat, fused, losses, off_tape};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand_distr::{Distribution, StandardNormal};
 
 /// Two blobs a class: what `cross_entropy` on a linear head learns, the margin loss on the same head's weight learns, with one line changed.
 #[test]
 fn one_line_changes_in_a_training_loop() -> Result<()> {
     let (n, c, d) = (60, 3, 4);
-    let inputs = Inputs::random(n, c, d, false, 1)?.to(DType::F32)?;
-    let centres = Tensor::randn(0f32, 1., (c, d), &device())?;
-    let labels = inputs.y.to_dtype(DType::U32)?;
-    let x = ((Tensor::randn(0f32, 0.3, (n, d), &device())? + centres.index_select(&labels, 0)?)? * 2.0)?;
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut normal = |len: usize| -> Vec<f32> { (0..len).map(|_| StandardNormal.sample(&mut rng)).collect() };
+    let labels = Tensor::from_vec((0..n as u32).map(|i| i % c as u32).collect(), n, &device())?;
+    let centres = Tensor::from_vec(normal(c * d), (c, d), &device())?;
+    let noise = (Tensor::from_vec(normal(n * d), (n, d), &device())? * 0.3)?;
+    let x = ((noise + centres.index_select(&labels, 0)?)? * 2.0)?;
+    let start = normal(c * d);
     for margin in [false, true] {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F32, &device());
         let head = candle_nn::linear_no_bias(d, c, vb)?;
+        vars.all_vars()[0].set(&Tensor::from_slice(&start, (c, d), &device())?)?;
         let mut sgd = candle_nn::SGD::new(vars.all_vars(), 0.05)?;
         let loss = MarginLoss::builder(c).scale(8.0).margin(Margin::ArcFace { m: 0.2 }).build()?;
         let step = || -> candle_core::Result<Tensor> {
