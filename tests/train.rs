@@ -27,9 +27,10 @@ use augment::{Operation, Recipe, cutout, flip, shifted};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_margin_loss::ClassCounts;
 use candle_nn::{ModuleT, VarBuilder, VarMap};
+use clap::ValueEnum;
 use data::{Dataset, Grouping, Samples, Shape};
 use indicatif::ProgressBar;
-use methods::{Method, Numbers};
+use methods::{Gate, Method, Numbers};
 use model::Network;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -244,7 +245,15 @@ fn config(method: Method, network: Network) -> Config {
         flip: false,
         auto_augment: true,
         cutout: 2,
-        numbers: Numbers { scale: 16.0, k: 0.1, tau: 1.0, ldam_margin: 0.5, beta: 0.9999, drw_epoch: 2 },
+        numbers: Numbers {
+            scale: 16.0,
+            k: 0.1,
+            tau: 1.0,
+            gate: Gate::HardPositives,
+            ldam_margin: 0.5,
+            beta: 0.9999,
+            drw_epoch: 2,
+        },
     }
 }
 
@@ -262,7 +271,7 @@ fn learning_rates_of_the_recipe() {
 fn every_method_learns() -> Result<()> {
     let dataset = dataset();
     let images = Images::new(&dataset);
-    for method in Method::ALL {
+    for &method in Method::value_variants() {
         let plain = Config { padding: 0, auto_augment: false, cutout: 0, epochs: 8, ..config(method, Network::Conv) };
         let numbers = Numbers { drw_epoch: 7, ..plain.numbers };
         let mut run = Run::new(Config { numbers, ..plain }, &dataset, &images, &Device::Cpu)?;

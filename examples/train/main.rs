@@ -34,7 +34,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use data::Dataset;
 use images::Cifar;
-use methods::{Method, Numbers};
+use methods::{Gate, Method, Numbers};
 use model::Network;
 use run::{Config, Images, Run};
 
@@ -68,7 +68,7 @@ enum DeviceName {
 #[derive(Debug, Clone, Parser)]
 #[command(name = "train")]
 struct Arguments {
-    /// A method by name, or `all`
+    /// A method by name, or `all`: those of Table 2
     #[arg(long, value_parser = which, default_value = "dbm-bs")]
     method: Which,
     #[arg(long, value_enum, default_value = "cifar100")]
@@ -116,6 +116,9 @@ struct Arguments {
     /// τ, the frequency exponent of DBM's class margin
     #[arg(long, default_value_t = 1.0)]
     tau: f64,
+    /// Which samples have DBM's instance margin
+    #[arg(long, value_enum, default_value = "hard-positives")]
+    gate: Gate,
     /// LDAM's largest margin
     #[arg(long, default_value_t = 0.5)]
     ldam_margin: f64,
@@ -151,7 +154,7 @@ fn which(name: &str) -> std::result::Result<Which, String> {
     match name {
         "all" => Ok(Which::All),
         name => Method::from_str(name, false).map(Which::One).map_err(|_| {
-            let names = Method::ALL.iter().filter_map(ValueEnum::to_possible_value);
+            let names = Method::value_variants().iter().filter_map(ValueEnum::to_possible_value);
             let names: Vec<String> = names.map(|value| value.get_name().to_string()).collect();
             format!("it is one of all, {}", names.join(", "))
         }),
@@ -265,6 +268,7 @@ fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -
             scale: arguments.scale,
             k: arguments.k,
             tau: arguments.tau,
+            gate: arguments.gate,
             ldam_margin: arguments.ldam_margin,
             beta: arguments.beta,
             drw_epoch: arguments.drw_epoch,

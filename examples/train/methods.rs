@@ -1,4 +1,5 @@
-//! The methods of the paper's Table 2 that are one loss on one head, by their names on the command line.
+//! The methods of the paper's Table 2 that are one loss on one head, and the cosine heads without a margin of its Table 5, by their names on the
+//! command line.
 
 use candle_margin_loss::{
     ClassCounts, ClassWeights, InstanceGate, LossSchedule, Margin, MarginLoss, MarginLossBuilder, Prior, Result,
@@ -22,6 +23,22 @@ pub enum Method {
     DbmCeDrw,
     /// DBM with balanced softmax
     DbmBs,
+    /// Softmax cross-entropy on a cosine head: no margin
+    CosineCe,
+    /// Balanced softmax on a cosine head: no margin
+    CosineBs,
+}
+
+/// Which samples have DBM's instance margin: the rows of the paper's Table 5.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gate {
+    /// None: the class margin alone
+    Off,
+    /// Every sample (P)
+    Positives,
+    /// Those nearest to another class's centre (HP)
+    HardPositives,
 }
 
 /// The numbers of the losses.
@@ -33,6 +50,7 @@ pub struct Numbers {
     pub k: f64,
     /// τ
     pub tau: f64,
+    pub gate: Gate,
     /// LDAM's max_m
     pub ldam_margin: f64,
     /// β of the class-balanced weights
@@ -50,6 +68,7 @@ pub enum Objective {
 }
 
 impl Method {
+    /// The rows of Table 2.
     pub const ALL: [Self; 7] =
         [Self::Ce, Self::CeDrw, Self::LdamDrw, Self::Bs, Self::DbmCe, Self::DbmCeDrw, Self::DbmBs];
 
@@ -63,13 +82,21 @@ impl Method {
             Self::DbmCe => "DBM-CE",
             Self::DbmCeDrw => "DBM-CE-DRW",
             Self::DbmBs => "DBM-BS",
+            Self::CosineCe => "cosine CE",
+            Self::CosineBs => "cosine BS",
         }
     }
 
     pub fn objective(self, counts: &ClassCounts, numbers: &Numbers) -> Result<Objective> {
-        let Numbers { scale, k, tau, ldam_margin, beta, drw_epoch } = *numbers;
+        let Numbers { scale, k, tau, gate, ldam_margin, beta, drw_epoch } = *numbers;
         let cosine = || MarginLoss::builder(counts.classes()).counts(counts).scale(scale);
-        let dbm = || cosine().margin(Margin::Dbm { k, tau }).instance_gate(InstanceGate::HardPositives);
+        let gate = match gate {
+            Gate::Off => InstanceGate::Off,
+            Gate::Positives => InstanceGate::Positives,
+            Gate::HardPositives => InstanceGate::HardPositives,
+        };
+        let dbm = || cosine().margin(Margin::Dbm { k, tau }).instance_gate(gate);
+        let balanced_softmax = Prior::BalancedSoftmax { tau: 1.0 };
         // Weights that sum to C, as the authors' code has them: the learning rate means the same before and after.
         let balanced = ClassWeights::ClassBalancedNormalized { beta };
         let deferred = |base: MarginLossBuilder| -> Result<Objective> {
@@ -89,9 +116,9 @@ impl Method {
             Self::LdamDrw => deferred(cosine().margin(Margin::Ldam { max_m: ldam_margin }))?,
             Self::DbmCe => Objective::Cosine(LossSchedule::constant(dbm().build()?)),
             Self::DbmCeDrw => deferred(dbm())?,
-            Self::DbmBs => {
-                Objective::Cosine(LossSchedule::constant(dbm().prior(Prior::BalancedSoftmax { tau: 1.0 }).build()?))
-            }
+            Self::DbmBs => Objective::Cosine(LossSchedule::constant(dbm().prior(balanced_softmax).build()?)),
+            Self::CosineCe => Objective::Cosine(LossSchedule::constant(cosine().build()?)),
+            Self::CosineBs => Objective::Cosine(LossSchedule::constant(cosine().prior(balanced_softmax).build()?)),
         })
     }
 }

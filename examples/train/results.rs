@@ -91,7 +91,7 @@ pub fn table(runs: &[(Config, Progress)], dataset: &Dataset) -> String {
     let mut text = format!("Test accuracy in %, last epoch. Groups: {}.\n\n", dataset.groups.rule);
     let _ = writeln!(text, "{:<12} {:>6} {:>6} {:>6} {:>6}", "method", "All", "Many", "Medium", "Few");
     let _ = writeln!(text, "{}", "─".repeat(40));
-    for method in Method::ALL {
+    for &method in Method::value_variants() {
         let of: Vec<_> = runs.iter().filter(|(config, _)| config.method == method).collect();
         if of.is_empty() {
             continue;
