@@ -21,6 +21,9 @@ fi
 
 cargo test --release --workspace
 
+# The experiments of docs/experiments.md, every setting of them, with little to do.
+RAYON_NUM_THREADS=1 cargo run --release --example experiments -- --dataset detexify --seeds 2 --epochs 2 --out target/experiments-test
+
 # CUDA on the emulated GPU: our kernels and Candle's own; then the suites of the CPU path on the device, with the kernels that a call takes by
 # itself, and with the streaming ones alone on a device of one multiprocessor, whose few blocks loop over what an H100 spreads out. The last
 # two run side by side: an emulated device is one thread.

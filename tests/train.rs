@@ -31,7 +31,7 @@ use clap::ValueEnum;
 use data::{Dataset, Grouping, Samples, Shape};
 use indicatif::ProgressBar;
 use methods::{Gate, Method, Numbers};
-use model::Network;
+use model::{Design, Model, Network};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use run::{Config, Images, Run};
@@ -173,6 +173,39 @@ fn resnet_32_is_what_it_is_called() -> Result<()> {
     assert_ne!(network.norms()[0].1.running_mean().to_vec1::<f32>()?, before, "training moves the means");
     let (once, again) = (network.forward_t(&images, false)?, network.forward_t(&images, false)?);
     assert_eq!(once.to_vec2::<f32>()?, again.to_vec2::<f32>()?);
+    Ok(())
+}
+
+/// The network of patches is two convolutions and a linear layer.
+#[test]
+fn patches_are_convolutions() -> Result<()> {
+    let (shape, classes, device) = (Shape { channels: 2, height: 8, width: 12 }, 3, &Device::Cpu);
+    let objective =
+        Method::Bs.objective(&ClassCounts::new([3u64, 2, 1])?, &config(Method::Bs, Network::Patches).numbers)?;
+    let model = Model::new(&Design { network: Network::Patches, shape, classes, objective, device }, 1)?;
+    let all = model.tensors();
+    let mut rng = StdRng::seed_from_u64(2);
+    let pixels: Vec<f32> = (0..4 * shape.pixels()).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let images = Tensor::from_vec(pixels, (4, 2, 8, 12), device)?;
+    let weight = |name: &str| &all[&format!("backbone.{name}.weight")];
+    let bias = |name: &str| all[&format!("backbone.{name}.bias")].reshape((1, (), 1, 1));
+    let first = weight("first").reshape((32, 2, 4, 4))?;
+    let maps = images.conv2d(&first, 0, 4, 1, 1)?.broadcast_add(&bias("first")?)?.relu()?;
+    let second = weight("second").reshape((32, 3, 3, 32))?.permute((0, 3, 1, 2))?.contiguous()?;
+    let maps = maps.conv2d(&second, 1, 1, 1, 1)?.broadcast_add(&bias("second")?)?.relu()?;
+    let flat = maps.permute((0, 2, 3, 1))?.flatten_from(1)?;
+    let expected = flat.matmul(&weight("features").t()?)?.broadcast_add(&all["backbone.features.bias"])?;
+    let difference = (model.features(&images, true)? - &expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+    assert!(difference < 1e-5 && expected.abs()?.max_all()?.to_scalar::<f32>()? > 0.1, "{difference}");
+    let odd = Design {
+        shape: Shape { width: 10, ..shape },
+        network: Network::Patches,
+        classes,
+        objective: Method::Ce
+            .objective(&ClassCounts::new([3u64, 2, 1])?, &config(Method::Ce, Network::Patches).numbers)?,
+        device,
+    };
+    assert!(Model::new(&odd, 1).err().is_some_and(|error| error.to_string().contains("8 x 10")));
     Ok(())
 }
 
