@@ -346,10 +346,13 @@ fn table(outcomes: &[Outcome]) -> String {
     text
 }
 
-/// K's line and τ's: value, mean and half width of all classes' accuracy.
+/// A value of K or τ, and mean and half width of all classes' accuracy.
+type Point = (f64, f64, f64);
+
 struct Sweep {
     text: String,
-    lines: [(&'static str, Vec<(f64, f64, f64)>); 2],
+    /// K's and τ's
+    lines: [(&'static str, Vec<Point>); 2],
 }
 
 fn sweep(outcomes: &[Outcome]) -> Sweep {
