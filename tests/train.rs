@@ -12,6 +12,8 @@ mod data;
 mod methods;
 #[path = "../examples/train/model.rs"]
 mod model;
+#[path = "../examples/train/photos.rs"]
+mod photos;
 #[path = "../examples/train/resnet.rs"]
 mod resnet;
 #[path = "../examples/train/run.rs"]

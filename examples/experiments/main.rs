@@ -24,6 +24,9 @@ mod methods;
 #[path = "../train/model.rs"]
 #[allow(dead_code)]
 mod model;
+#[path = "../train/photos.rs"]
+#[allow(dead_code)]
+mod photos;
 #[path = "../train/resnet.rs"]
 mod resnet;
 #[path = "../train/run.rs"]

@@ -32,7 +32,7 @@ impl DataError {
 /// Images with their labels.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Samples {
-    /// (N, channels · height · width), row-major, from 0 to 1
+    /// (N, channels · height · width), row-major, from 0 to 1; none of images that stay in files
     pub pixels: Vec<f32>,
     /// (N)
     pub labels: Vec<u32>,

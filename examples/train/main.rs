@@ -18,6 +18,7 @@ mod augment;
 mod checkpoint;
 mod methods;
 mod model;
+mod photos;
 mod resnet;
 mod results;
 mod run;
@@ -36,6 +37,7 @@ use data::Dataset;
 use images::Cifar;
 use methods::{Gate, Method, Numbers};
 use model::Network;
+use photos::Photos;
 use run::{Config, Images, Run};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -50,6 +52,18 @@ enum Source {
     Cifar10,
     /// The binary version of CIFAR-100, from --data
     Cifar100,
+    /// Images in --data, list files in --lists
+    ImagenetLt,
+    /// Images in --data, list files in --lists
+    #[value(name = "inaturalist2018")]
+    Inaturalist2018,
+}
+
+impl Source {
+    /// Whether the images are files that lists name.
+    fn is_listed(self) -> bool {
+        matches!(self, Self::ImagenetLt | Self::Inaturalist2018)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +90,10 @@ struct Arguments {
     /// Folder of the data set's files
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Training samples of the largest class over those of the smallest
+    /// imagenet-lt, inaturalist2018: folder of the two list files, whose lines are `path label` [default: that of --data]
+    #[arg(long, value_name = "DIR")]
+    lists: Option<PathBuf>,
+    /// Training samples of the largest class over those of the smallest; lists have their own
     #[arg(long, value_name = "IF", default_value_t = 100.0)]
     imbalance_factor: f64,
     /// Seed of the long tail
@@ -122,9 +139,9 @@ struct Arguments {
     /// LDAM's largest margin
     #[arg(long, default_value_t = 0.5)]
     ldam_margin: f64,
-    /// Zeros around an image before a crop of its size is taken at random; 0: no crop
-    #[arg(long, default_value_t = 4)]
-    padding: usize,
+    /// Zeros around an image before a crop of its size is taken at random; 0: no crop [default: 4; with lists 0, for they are cropped as they are read]
+    #[arg(long)]
+    padding: Option<usize>,
     /// Do not mirror images at random
     #[arg(long)]
     no_flip: bool,
@@ -134,11 +151,12 @@ struct Arguments {
     /// Side of Cutout's square; 0: none
     #[arg(long, default_value_t = 0)]
     cutout: usize,
-    /// detexify: number of symbols, and height and width of the images
+    /// detexify: number of symbols
     #[arg(long, default_value_t = 100)]
     classes: usize,
-    #[arg(long, default_value_t = 20)]
-    side: usize,
+    /// detexify, imagenet-lt, inaturalist2018: height and width of the images [default: 20 of detexify, 224 of the others]
+    #[arg(long)]
+    side: Option<usize>,
     /// Where to train; cuda needs a build of this crate that has it
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
@@ -182,9 +200,8 @@ fn train(arguments: &Arguments) -> Result<bool> {
             return Err("this build has no CUDA: build with --features cuda, or use --device cpu".into());
         }
     };
-    let dataset = load(arguments)?;
+    let (dataset, images) = load(arguments)?;
     println!("{}", dataset.title);
-    let images = Images::new(&dataset);
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     ctrlc::set_handler(move || {
@@ -243,13 +260,21 @@ fn check(arguments: &Arguments) -> Result<()> {
     if arguments.warmup_epochs >= arguments.epochs {
         return Err("--warmup-epochs must be fewer than --epochs".into());
     }
+    if arguments.side.is_some_and(|side| side == 0 || side % 4 != 0) {
+        return Err("--side must be a multiple of 4: the networks halve it twice".into());
+    }
     Ok(())
 }
 
 fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -> Config {
+    let (imbalance_factor, padding) = if arguments.dataset.is_listed() {
+        (dataset.counts.max() as f64 / dataset.counts.min() as f64, 0)
+    } else {
+        (arguments.imbalance_factor, 4)
+    };
     Config {
         dataset: dataset.title.clone(),
-        imbalance_factor: arguments.imbalance_factor,
+        imbalance_factor,
         data_seed: arguments.data_seed,
         method,
         seed,
@@ -260,7 +285,7 @@ fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -
         momentum: arguments.momentum,
         weight_decay: arguments.weight_decay,
         warmup_epochs: arguments.warmup_epochs,
-        padding: arguments.padding,
+        padding: arguments.padding.unwrap_or(padding),
         flip: !arguments.no_flip,
         auto_augment: arguments.auto_augment,
         cutout: arguments.cutout,
@@ -276,10 +301,17 @@ fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -
     }
 }
 
-fn load(arguments: &Arguments) -> Result<Dataset> {
+fn load(arguments: &Arguments) -> Result<(Dataset, Images)> {
     let folder = |default: &str| arguments.data.clone().unwrap_or_else(|| PathBuf::from(default));
     let (imbalance_factor, seed) = (arguments.imbalance_factor, arguments.data_seed);
-    Ok(match arguments.dataset {
+    let listed = |names: photos::Names| -> Result<(Dataset, Images)> {
+        let folder = folder(names.set);
+        let lists = arguments.lists.as_deref().unwrap_or(&folder);
+        let (dataset, photos) = Photos::read(names, &folder, lists, arguments.side.unwrap_or(224))?;
+        let images = Images::files(&dataset, photos);
+        Ok((dataset, images))
+    };
+    let dataset = match arguments.dataset {
         Source::Detexify => {
             let snapshot = match &arguments.data {
                 Some(folder) => folder.join("snapshot.json"),
@@ -292,7 +324,7 @@ fn load(arguments: &Arguments) -> Result<Dataset> {
                 classes: arguments.classes,
                 test_per_class: 10,
                 imbalance_factor,
-                side: arguments.side,
+                side: arguments.side.unwrap_or(20),
                 renderings: 8,
                 seed,
             };
@@ -301,7 +333,11 @@ fn load(arguments: &Arguments) -> Result<Dataset> {
         Source::FashionMnist => images::fashion_mnist(&folder(images::DEBIAN_FASHION_MNIST), imbalance_factor, seed)?,
         Source::Cifar10 => images::cifar(Cifar::Ten, &folder("cifar-10-batches-bin"), imbalance_factor, seed)?,
         Source::Cifar100 => images::cifar(Cifar::Hundred, &folder("cifar-100-binary"), imbalance_factor, seed)?,
-    })
+        Source::ImagenetLt => return listed(photos::IMAGENET_LT),
+        Source::Inaturalist2018 => return listed(photos::INATURALIST_2018),
+    };
+    let images = Images::new(&dataset);
+    Ok((dataset, images))
 }
 
 fn bar(run: &Run) -> ProgressBar {

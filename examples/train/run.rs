@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment;
 use crate::checkpoint;
-use crate::data::{Dataset, Samples};
+use crate::data::{DataError, Dataset, Samples, Shape};
 use crate::methods::{Method, Numbers};
 use crate::model::{Design, Model, Network};
+use crate::photos::{self, Photos};
 use crate::sgd::Sgd;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -80,12 +81,53 @@ struct Record {
     progress: Progress,
 }
 
-/// Images of bytes, as augmentation takes them.
+/// Where images come from, each of bytes, (channels, height, width), as augmentation takes them.
+enum Source {
+    /// Renderings of the training set, (N, channels · height · width) each, and the test set
+    Memory {
+        train: Vec<Vec<u8>>,
+        test: Vec<u8>,
+    },
+    Files(Photos),
+}
+
+impl Source {
+    fn renderings(&self) -> usize {
+        match self {
+            Self::Memory { train, .. } => train.len(),
+            Self::Files(_) => 1,
+        }
+    }
+
+    fn training_image(
+        &self,
+        rendering: usize,
+        row: usize,
+        shape: Shape,
+        rng: &mut StdRng,
+    ) -> std::result::Result<Vec<u8>, DataError> {
+        match self {
+            Self::Memory { train, .. } => Ok(image(&train[rendering], row, shape)),
+            Self::Files(photos) => photos.training_image(row, rng),
+        }
+    }
+
+    fn test_image(&self, row: usize, shape: Shape) -> std::result::Result<Vec<u8>, DataError> {
+        match self {
+            Self::Memory { test, .. } => Ok(image(test, row, shape)),
+            Self::Files(photos) => photos.test_image(row),
+        }
+    }
+}
+
+fn image(all: &[u8], row: usize, shape: Shape) -> Vec<u8> {
+    all[row * shape.pixels()..][..shape.pixels()].to_vec()
+}
+
+/// The images that a run trains and tests on.
 pub struct Images {
-    /// Renderings of the training set, (N, channels · height · width) each
-    train: Vec<Vec<u8>>,
+    source: Source,
     train_labels: Vec<u32>,
-    test: Vec<u8>,
     test_labels: Vec<u32>,
     mean: Vec<f32>,
     deviation: Vec<f32>,
@@ -107,8 +149,65 @@ impl Images {
             (mean as f32, ((squares / n - mean * mean).max(0.0).sqrt() as f32).max(1e-3))
         };
         let (mean, deviation) = (0..channels).map(of_channel).unzip();
-        let (train_labels, test) = (dataset.train[0].labels.clone(), bytes(&dataset.test));
-        Self { train, train_labels, test, test_labels: dataset.test.labels.clone(), mean, deviation }
+        let test = bytes(&dataset.test);
+        Self::from(dataset, Source::Memory { train, test }, mean, deviation)
+    }
+
+    /// In files: a batch decodes what it needs.
+    pub fn files(dataset: &Dataset, photos: Photos) -> Self {
+        Self::from(dataset, Source::Files(photos), photos::MEAN.to_vec(), photos::DEVIATION.to_vec())
+    }
+
+    fn from(dataset: &Dataset, source: Source, mean: Vec<f32>, deviation: Vec<f32>) -> Self {
+        let (train_labels, test_labels) = (dataset.train[0].labels.clone(), dataset.test.labels.clone());
+        Self { source, train_labels, test_labels, mean, deviation }
+    }
+
+    /// Normalised pixels of a training batch; each image is drawn for by a generator of its own, whatever thread does it.
+    pub fn training_batch(
+        &self,
+        config: &Config,
+        shape: Shape,
+        rendering: usize,
+        epoch: usize,
+        rows: &[usize],
+    ) -> Result<Vec<f32>> {
+        let recipe = augment::Recipe {
+            padding: config.padding,
+            flip: config.flip,
+            auto_augment: config.auto_augment,
+            cutout: config.cutout,
+        };
+        self.batch(shape, rows, |row| {
+            let mut rng = StdRng::seed_from_u64(mixed(mixed(config.seed, epoch as u64) ^ 0x0061_7567, row as u64));
+            let mut image = self.source.training_image(rendering, row, shape, &mut rng)?;
+            recipe.apply(&mut image, shape, &mut rng);
+            Ok(image)
+        })
+    }
+
+    /// Normalised pixels of test images.
+    pub fn test_batch(&self, shape: Shape, rows: &[usize]) -> Result<Vec<f32>> {
+        self.batch(shape, rows, |row| self.source.test_image(row, shape))
+    }
+
+    /// The error, if any, is that of the first row that has one.
+    fn batch(
+        &self,
+        shape: Shape,
+        rows: &[usize],
+        image: impl Fn(usize) -> std::result::Result<Vec<u8>, DataError> + Sync,
+    ) -> Result<Vec<f32>> {
+        let plane = shape.height * shape.width;
+        let normalised = |&row: &usize| -> std::result::Result<Vec<f32>, DataError> {
+            let normal = |(i, &v): (usize, &u8)| {
+                let c = i / plane;
+                (f32::from(v) / 255.0 - self.mean[c]) / self.deviation[c]
+            };
+            Ok(image(row)?.iter().enumerate().map(normal).collect())
+        };
+        let images: Vec<_> = rows.par_iter().map(normalised).collect();
+        Ok(images.into_iter().collect::<std::result::Result<Vec<_>, _>>()?.concat())
     }
 }
 
@@ -183,7 +282,7 @@ impl<'d> Run<'d> {
         Ok(true)
     }
 
-    /// The rest of an epoch; false where it was stopped. A thread makes batches while the device works on the one before.
+    /// The rest of an epoch; false where it was stopped. A thread makes batches while the device works on those before.
     fn epoch(&mut self, bar: &ProgressBar, stop: &dyn Fn() -> bool) -> Result<bool> {
         let epoch = self.progress.history.len();
         self.model.start(epoch)?;
@@ -192,55 +291,50 @@ impl<'d> Run<'d> {
         let mut rng = StdRng::seed_from_u64(mixed(self.config.seed, epoch as u64));
         let mut order: Vec<usize> = (0..self.images.train_labels.len()).collect();
         order.shuffle(&mut rng);
-        let rendering = rng.random_range(0..self.images.train.len());
-        let (images, config, dataset) = (self.images, self.config.clone(), self.dataset);
-        let first = self.progress.batch;
-        let (sender, receiver) = std::sync::mpsc::sync_channel(2);
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                for rows in order.chunks(config.batch_size).skip(first) {
-                    let batch = augmented(images, &config, dataset, rendering, epoch, rows);
-                    let labels: Vec<u32> = rows.iter().map(|&row| images.train_labels[row]).collect();
-                    if sender.send((batch, labels)).is_err() {
-                        return; // stopped
-                    }
-                }
-            });
-            for (pixels, labels) in receiver {
-                if stop() {
-                    return Ok(false);
-                }
-                let n = labels.len();
-                let step =
-                    self.model.step(&self.batch(pixels, n)?, &Tensor::from_vec(labels, n, &self.device)?, epoch)?;
-                self.optimizer.step(&step.loss.backward()?)?;
-                let loss = f64::from(step.loss.to_scalar::<f32>()?);
-                if !loss.is_finite() {
-                    return Err(format!("the loss is {loss} in epoch {epoch}: a smaller --lr would help").into());
-                }
-                let values = [loss, step.accuracy, step.hard_positive_rate, 1.0];
-                self.progress.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += n as f64 * value);
-                self.progress.batch += 1;
-                let [loss, right, hard, n] = self.progress.sums;
-                bar.set_message(format!(
-                    "loss {:6.3}  accuracy {:5.1} %  hard positives {:5.1} %",
-                    loss / n,
-                    100.0 * right / n,
-                    100.0 * hard / n
-                ));
-                bar.inc(1);
+        let rendering = rng.random_range(0..self.images.source.renderings());
+        let (images, shape, config) = (self.images, self.dataset.shape, self.config.clone());
+        let batches = order.chunks(config.batch_size).skip(self.progress.batch);
+        let made = |rows: &[usize]| -> Result<(Vec<f32>, Vec<u32>)> {
+            let labels = rows.iter().map(|&row| images.train_labels[row]).collect();
+            Ok((images.training_batch(&config, shape, rendering, epoch, rows)?, labels))
+        };
+        let finished = ahead(batches, made, |(pixels, labels)| {
+            if stop() {
+                return Ok(false);
             }
+            let n = labels.len();
+            let step = self.model.step(&self.batch(pixels, n)?, &Tensor::from_vec(labels, n, &self.device)?, epoch)?;
+            self.optimizer.step(&step.loss.backward()?)?;
+            let loss = f64::from(step.loss.to_scalar::<f32>()?);
+            if !loss.is_finite() {
+                return Err(format!("the loss is {loss} in epoch {epoch}: a smaller --lr would help").into());
+            }
+            let values = [loss, step.accuracy, step.hard_positive_rate, 1.0];
+            self.progress.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += n as f64 * value);
+            self.progress.batch += 1;
             let [loss, right, hard, n] = self.progress.sums;
-            let test = self.evaluate()?;
-            self.progress.history.push(Epoch {
-                train_loss: loss / n,
-                train_accuracy: right / n,
-                hard_positive_rate: hard / n,
-                test_accuracy: [Some(test.all), test.many, test.medium, test.few],
-            });
-            (self.progress.batch, self.progress.sums) = (0, [0.0; 4]);
+            bar.set_message(format!(
+                "loss {:6.3}  accuracy {:5.1} %  hard positives {:5.1} %",
+                loss / n,
+                100.0 * right / n,
+                100.0 * hard / n
+            ));
+            bar.inc(1);
             Ok(true)
-        })
+        })?;
+        if !finished {
+            return Ok(false);
+        }
+        let [loss, right, hard, n] = self.progress.sums;
+        let test = self.evaluate()?;
+        self.progress.history.push(Epoch {
+            train_loss: loss / n,
+            train_accuracy: right / n,
+            hard_positive_rate: hard / n,
+            test_accuracy: [Some(test.all), test.many, test.medium, test.few],
+        });
+        (self.progress.batch, self.progress.sums) = (0, [0.0; 4]);
+        Ok(true)
     }
 
     /// (N, channels, H, W), normalised.
@@ -251,16 +345,45 @@ impl<'d> Run<'d> {
 
     /// Accuracy of the test set.
     pub fn evaluate(&self) -> Result<ByGroup> {
-        const ROWS: usize = 500;
-        let pixels = self.dataset.shape.pixels();
-        let mut predicted = Vec::new();
-        for images in self.images.test.chunks(ROWS * pixels) {
-            let values = images.chunks(pixels).flat_map(|image| normalised(self.images, self.dataset, image)).collect();
-            let features = self.model.features(&self.batch(values, images.len() / pixels)?, false)?;
+        // 500 images, or as many as have 32 MiB.
+        let (images, shape) = (self.images, self.dataset.shape);
+        let at_once = ((8 << 20) / shape.pixels()).clamp(1, 500);
+        let rows: Vec<usize> = (0..images.test_labels.len()).collect();
+        let mut predicted = Vec::with_capacity(rows.len());
+        let made = |rows: &[usize]| Ok((images.test_batch(shape, rows)?, rows.len()));
+        ahead(rows.chunks(at_once), made, |(pixels, n)| {
+            let features = self.model.features(&self.batch(pixels, n)?, false)?;
             predicted.extend(self.model.logits(&features)?.argmax(D::Minus1)?.to_vec1::<u32>()?);
-        }
-        Ok(metrics::group_accuracy(&predicted, &self.images.test_labels, &self.dataset.groups.of_class)?)
+            Ok(true)
+        })?;
+        Ok(metrics::group_accuracy(&predicted, &images.test_labels, &self.dataset.groups.of_class)?)
     }
+}
+
+/// Gives `used` what `made` makes of each batch, in order, until it says false or one of them fails. A thread is at most three batches ahead.
+fn ahead<'a, T: Send>(
+    batches: impl Iterator<Item = &'a [usize]> + Send,
+    made: impl Fn(&[usize]) -> Result<T> + Send,
+    mut used: impl FnMut(T) -> Result<bool>,
+) -> Result<bool> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(2);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for rows in batches {
+                let batch = made(rows);
+                let failed = batch.is_err();
+                if sender.send(batch).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        for batch in receiver {
+            if !used(batch?)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
 }
 
 fn design<'a>(config: &Config, dataset: &Dataset, device: &'a Device) -> Result<Design<'a>> {
@@ -277,37 +400,4 @@ fn design<'a>(config: &Config, dataset: &Dataset, device: &'a Device) -> Result<
 fn mixed(seed: u64, of: u64) -> u64 {
     let x = (seed ^ of.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x ^ (x >> 29)
-}
-
-fn normalised<'a>(images: &'a Images, dataset: &Dataset, image: &'a [u8]) -> impl Iterator<Item = f32> + 'a {
-    let plane = dataset.shape.height * dataset.shape.width;
-    image.iter().enumerate().map(move |(i, &v)| {
-        let c = i / plane;
-        (f32::from(v) / 255.0 - images.mean[c]) / images.deviation[c]
-    })
-}
-
-/// Normalised pixels of a batch; each image is drawn for by a generator of its own, whatever thread does it.
-fn augmented(
-    images: &Images,
-    config: &Config,
-    dataset: &Dataset,
-    rendering: usize,
-    epoch: usize,
-    rows: &[usize],
-) -> Vec<f32> {
-    let shape = dataset.shape;
-    let recipe = augment::Recipe {
-        padding: config.padding,
-        flip: config.flip,
-        auto_augment: config.auto_augment,
-        cutout: config.cutout,
-    };
-    let image = |&row: &usize| -> Vec<f32> {
-        let mut rng = StdRng::seed_from_u64(mixed(mixed(config.seed, epoch as u64) ^ 0x0061_7567, row as u64));
-        let mut image = images.train[rendering][row * shape.pixels()..(row + 1) * shape.pixels()].to_vec();
-        recipe.apply(&mut image, shape, &mut rng);
-        normalised(images, dataset, &image).collect()
-    };
-    rows.par_iter().map(image).collect::<Vec<_>>().concat()
 }
