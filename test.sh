@@ -41,7 +41,9 @@ if [ "$nvcc" = yes ]; then
         cuda --lib cuda
         cuda --test cuda --test tf32 --test candle_cuda --test targets --test figures
         PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
-        PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1 cuda --test golden --test oracle -- f64 lower
+        export PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1
+        cuda --test golden --test oracle -- f64 lower
+        cuda --test gradient --test errors --test traps --test candle
     ) >target/test-logs/streaming 2>&1 &
     streaming=$!
     # shellcheck disable=SC2086

@@ -889,7 +889,12 @@ fn tensors_that_do_not_fit() -> Result<()> {
     assert_eq!(full(bcl.output(&x, &w, &z, &c, &bad).unwrap_err()), label);
     assert_eq!(of_ncl(&[(&x, &w)], &bad), label);
     assert_eq!(full(gml.output(&GmlBatch::new(&x, &w, &bad, &q, &k, &l)).unwrap_err()), label);
-    if !on_cuda() {
+    if on_cuda() {
+        let many = Ncl::bs(&ClassCounts::new(vec![1; 8193])?)?;
+        let error = many.output(&[(&ones(&[1, 2], F32), &ones(&[8193, 2], F32))], &y.narrow(0, 0, 1)?).unwrap_err();
+        let expected = "NCL: hard classes are mined among at most 8192 on a CUDA device, there are 8193";
+        cases.push((first_line(error), expected));
+    } else {
         assert_eq!(of_bcl(&z, &c, &bad), label);
         let other = of_ncl(&[(&x, &w), (&ones(&[3, 4], F32), &w)], &y);
         cases.push((other, "margin loss: labels y must be of shape (N) = (3), the shape is [2]"));

@@ -89,6 +89,9 @@ struct Arguments {
     /// The ablation alone
     #[arg(long)]
     no_sweep: bool,
+    /// The linear and the plain cosine heads alone
+    #[arg(long)]
+    plain: bool,
     /// Where the time of a training step goes, by network, instead of the experiments
     #[arg(long)]
     profile: bool,
@@ -157,7 +160,12 @@ fn experiments(arguments: &Arguments) -> Result<()> {
     println!("{}; groups {}", dataset.title, dataset.groups.rule);
     let dbm = Setting::new("DBM-BS", Method::DbmBs, Gate::HardPositives);
     let mut settings = ABLATION.to_vec();
-    if !arguments.no_sweep {
+    if arguments.plain {
+        settings
+            .retain(|setting| matches!(setting.method, Method::Ce | Method::CosineCe | Method::Bs | Method::CosineBs));
+    }
+    let (rows, sweeps) = (settings.len(), !arguments.no_sweep && !arguments.plain);
+    if sweeps {
         settings.extend(SWEEP_K.iter().filter(|&&k| k != K).map(|&k| Setting { k, ..dbm }));
         settings.extend(SWEEP_TAU.iter().filter(|&&tau| tau != TAU).map(|&tau| Setting { tau, ..dbm }));
     }
@@ -165,10 +173,10 @@ fn experiments(arguments: &Arguments) -> Result<()> {
     let name = arguments.dataset.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string());
     let path = |end: &str| arguments.out.join(format!("{name}{end}"));
     std::fs::write(path(".json"), serde_json::to_string_pretty(&outcomes)? + "\n")?;
-    let table = table(&outcomes[..ABLATION.len()]);
+    let table = table(&outcomes[..rows]);
     println!("\n{table}");
     let mut text = format!("{}; {} seeds, {} epochs.\n\n{table}", dataset.title, arguments.seeds, arguments.epochs);
-    if !arguments.no_sweep {
+    if sweeps {
         let sweep = sweep(&outcomes);
         println!("{}", sweep.text);
         text += &sweep.text;
