@@ -405,3 +405,35 @@ fn checkpoints_that_fail() -> Result<()> {
     assert!(resume(&folder.join("nowhere"), &config).contains("nowhere"));
     Ok(())
 }
+
+/// A disk that fills up in the middle of a checkpoint: this test runs itself in a shell whose files may have no more than 32 KiB.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk() -> Result<()> {
+    const FOLDER: &str = "MARGIN_LOSS_FULL_DISK";
+    let dataset = dataset();
+    let images = Images::new(&dataset);
+    let mut run = Run::new(config(Method::DbmBs, Network::Conv), &dataset, &images, &Device::Cpu)?;
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        run.progress.batch = 1; // another state than the one that was kept
+        let error = run.save(&Path::new(&folder).join("checkpoint.safetensors")).unwrap_err().to_string();
+        assert!(error.contains("File too large") && error.contains("as it was"), "{error}");
+        return Ok(());
+    }
+    let folder = folder("full");
+    let path = folder.join("checkpoint.safetensors");
+    run.save(&path)?;
+    let good = std::fs::read(&path)?;
+    assert!(good.len() > 64 << 10, "more than the limit");
+    let script = r#"trap '' XFSZ; ulimit -f 64; exec "$0" --exact a_full_disk --nocapture"#;
+    let shell = std::process::Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe()?)
+        .env(FOLDER, &folder)
+        .output()?;
+    let said = String::from_utf8_lossy(&shell.stdout) + String::from_utf8_lossy(&shell.stderr);
+    assert!(shell.status.success() && said.contains("1 passed"), "{said}");
+    assert_eq!(std::fs::read(&path)?, good);
+    assert_eq!(std::fs::read_dir(&folder)?.count(), 1, "nothing is left beside it");
+    Ok(())
+}
