@@ -6,20 +6,28 @@
 mod augment;
 #[path = "../examples/train/checkpoint.rs"]
 mod checkpoint;
+#[path = "../examples/train/companion.rs"]
+mod companion;
 #[path = "../examples/longtail/data.rs"]
 mod data;
 #[path = "../examples/train/methods.rs"]
 mod methods;
 #[path = "../examples/train/model.rs"]
 mod model;
+#[path = "../examples/train/paper.rs"]
+mod paper;
 #[path = "../examples/train/photos.rs"]
 mod photos;
 #[path = "../examples/train/resnet.rs"]
 mod resnet;
+#[path = "../examples/train/results.rs"]
+mod results;
 #[path = "../examples/train/run.rs"]
 mod run;
 #[path = "../examples/train/sgd.rs"]
 mod sgd;
+#[path = "../examples/longtail/strokes.rs"]
+mod strokes;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -32,8 +40,8 @@ use candle_nn::{ModuleT, VarBuilder, VarMap};
 use clap::ValueEnum;
 use data::{Dataset, Grouping, Samples, Shape};
 use indicatif::ProgressBar;
-use methods::{Gate, Method, Numbers};
-use model::{Design, Model, Network};
+use methods::{Companion, CompanionNumbers, Gate, Method, Numbers};
+use model::{Design, Model, Network, Teacher};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use run::{Config, Images, Run};
@@ -161,13 +169,20 @@ fn resnet_32_is_what_it_is_called() -> Result<()> {
     assert_eq!(values[4..12], [0.0, 2.0, 8.0, 10.0, 16.0, 18.0, 24.0, 26.0], "every other pixel");
 
     let variables = VarMap::new();
-    let network = resnet::ResNet32::new(3, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+    let network = resnet::ResNet::new(5, 3, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
     let all = variables.data().lock().unwrap();
     let convolutions = all.keys().filter(|name| name.ends_with("conv.weight")).count();
     assert_eq!(convolutions + 1, 32, "with the head");
     let trained: usize =
         all.iter().filter(|(name, _)| !name.contains("running")).map(|(_, variable)| variable.elem_count()).sum();
     assert_eq!(trained + 64 * 10 + 10, 464_154, "parameters of the original for ten classes");
+    drop(all);
+    let deeper = VarMap::new();
+    resnet::ResNet::new(9, 3, VarBuilder::from_varmap(&deeper, DType::F32, &Device::Cpu))?;
+    let all = deeper.data().lock().unwrap();
+    let trained = all.iter().filter(|(name, _)| !name.contains("running"));
+    let trained: usize = trained.map(|(_, variable)| variable.elem_count()).sum();
+    assert_eq!(trained + 64 * 10 + 10, 853_018, "ResNet-56's");
     drop(all);
     let images = Tensor::randn(0f32, 1., (4, 3, 32, 32), &Device::Cpu)?;
     let before = network.norms()[0].1.running_mean().to_vec1::<f32>()?;
@@ -181,11 +196,13 @@ fn resnet_32_is_what_it_is_called() -> Result<()> {
 /// The network of patches is two convolutions and a linear layer.
 #[test]
 fn patches_are_convolutions() -> Result<()> {
-    let (shape, classes, device) = (Shape { channels: 2, height: 8, width: 12 }, 3, &Device::Cpu);
-    let objective =
-        Method::Bs.objective(&ClassCounts::new([3u64, 2, 1])?, &config(Method::Bs, Network::Patches).numbers)?;
-    let model = Model::new(&Design { network: Network::Patches, shape, classes, objective, device }, 1)?;
-    let all = model.tensors();
+    let (shape, counts, device) =
+        (Shape { channels: 2, height: 8, width: 12 }, &ClassCounts::new([3u64, 2, 1])?, &Device::Cpu);
+    let objective = || Method::Bs.objective(counts, &config(Method::Bs, Network::Patches).numbers);
+    let network = Network::Patches;
+    let design = Design { network, shape, counts, objective: objective()?, companion: None, device };
+    let model = Model::new(&design, 1, None)?;
+    let all = model.tensors()?;
     let mut rng = StdRng::seed_from_u64(2);
     let pixels: Vec<f32> = (0..4 * shape.pixels()).map(|_| rng.random_range(-1.0..1.0)).collect();
     let images = Tensor::from_vec(pixels, (4, 2, 8, 12), device)?;
@@ -199,15 +216,8 @@ fn patches_are_convolutions() -> Result<()> {
     let expected = flat.matmul(&weight("features").t()?)?.broadcast_add(&all["backbone.features.bias"])?;
     let difference = (model.features(&images, true)? - &expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
     assert!(difference < 1e-5 && expected.abs()?.max_all()?.to_scalar::<f32>()? > 0.1, "{difference}");
-    let odd = Design {
-        shape: Shape { width: 10, ..shape },
-        network: Network::Patches,
-        classes,
-        objective: Method::Ce
-            .objective(&ClassCounts::new([3u64, 2, 1])?, &config(Method::Ce, Network::Patches).numbers)?,
-        device,
-    };
-    assert!(Model::new(&odd, 1).err().is_some_and(|error| error.to_string().contains("8 x 10")));
+    let odd = Design { shape: Shape { width: 10, ..shape }, objective: objective()?, ..design };
+    assert!(Model::new(&odd, 1, None).err().is_some_and(|error| error.to_string().contains("8 x 10")));
     Ok(())
 }
 
@@ -263,6 +273,13 @@ fn dataset() -> Dataset {
 }
 
 fn config(method: Method, network: Network) -> Config {
+    let companion = CompanionNumbers::new(method, 3).map(|numbers| CompanionNumbers {
+        embedding: 16,
+        keys: 40,
+        teacher_network: Network::Conv,
+        experts: 2,
+        ..numbers
+    });
     Config {
         dataset: "corners".into(),
         imbalance_factor: 4.0,
@@ -288,8 +305,20 @@ fn config(method: Method, network: Network) -> Config {
             ldam_margin: 0.5,
             beta: 0.9999,
             drw_epoch: 2,
+            companion,
         },
     }
+}
+
+/// For GML: what a run of cross-entropy on a cosine head has learnt in three epochs.
+fn teacher(method: Method, dataset: &Dataset, images: &Images, device: &Device) -> Result<Option<Teacher>> {
+    if method.companion() != Some(Companion::Gml) {
+        return Ok(None);
+    }
+    let config = config(Method::CosineCe, Network::Conv);
+    let mut run = Run::new(config, dataset, images, device, None)?;
+    assert!(run.train(&ProgressBar::hidden(), &|| false, |_| Ok(()))?);
+    Ok(Some(run.teacher()?))
 }
 
 #[test]
@@ -309,7 +338,8 @@ fn every_method_learns() -> Result<()> {
     for &method in Method::value_variants() {
         let plain = Config { padding: 0, auto_augment: false, cutout: 0, epochs: 8, ..config(method, Network::Conv) };
         let numbers = Numbers { drw_epoch: 7, ..plain.numbers };
-        let mut run = Run::new(Config { numbers, ..plain }, &dataset, &images, &Device::Cpu)?;
+        let teacher = teacher(method, &dataset, &images, &Device::Cpu)?;
+        let mut run = Run::new(Config { numbers, ..plain }, &dataset, &images, &Device::Cpu, teacher.as_ref())?;
         assert!(run.train(&ProgressBar::hidden(), &|| false, |_| Ok(()))?);
         let history = &run.progress.history;
         assert!(history[6].train_loss < 0.7 * history[0].train_loss, "{method:?}: {history:?}");
@@ -324,15 +354,22 @@ fn a_resumed_run_is_the_run() -> Result<()> {
     let dataset = dataset();
     let images = Images::new(&dataset);
     let never = || false;
-    for (method, network) in [(Method::CeDrw, Network::Resnet32), (Method::DbmBs, Network::Conv)] {
+    for (method, network) in [
+        (Method::CeDrw, Network::Resnet32),
+        (Method::DbmBs, Network::Conv),
+        (Method::DbmBcl, Network::Conv),
+        (Method::DbmGml, Network::Conv),
+        (Method::DbmNcl, Network::Resnet32),
+    ] {
         let config = config(method, network);
         let path = folder(&format!("resumed-{method:?}")).join("checkpoint.safetensors");
-        let mut whole = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
+        let teacher = teacher(method, &dataset, &images, &Device::Cpu)?;
+        let mut whole = Run::new(config.clone(), &dataset, &images, &Device::Cpu, teacher.as_ref())?;
         assert!(whole.train(&ProgressBar::hidden(), &never, |_| Ok(()))?);
         whole.save(&path)?;
         let expected = checkpoint::load::<serde_json::Value>(&path, &Device::Cpu)?;
 
-        let mut part = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
+        let mut part = Run::new(config.clone(), &dataset, &images, &Device::Cpu, teacher.as_ref())?;
         // Stopped before the fifth batch of three an epoch.
         let asked = Cell::new(0);
         let stop = || {
@@ -351,13 +388,191 @@ fn a_resumed_run_is_the_run() -> Result<()> {
         let kept = expected.0.keys().any(|name| name.ends_with("running_var"));
         assert_eq!(kept, network == Network::Resnet32, "means are kept, too");
         assert_eq!(bits(&found.0)?, bits(&expected.0)?, "{method:?}");
+        for (kept, of) in [("teacher.", Companion::Gml), ("queue.", Companion::Gml), ("expert1.", Companion::Ncl)] {
+            let there = expected.0.keys().any(|name| name.starts_with(kept));
+            assert_eq!(there, method.companion() == Some(of), "{method:?}: {kept}");
+        }
     }
     Ok(())
 }
 
-fn bits(tensors: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Vec<u32>>> {
-    let of = |tensor: &Tensor| -> Result<Vec<u32>> {
-        Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+/// A checkpoint that lacks a companion's parts, or has them for other numbers, is an error that names them; so is a run of GML that nobody teaches.
+#[test]
+fn companions_that_are_not_there() -> Result<()> {
+    let dataset = dataset();
+    let images = Images::new(&dataset);
+    let config = config(Method::Gml, Network::Conv);
+    let untaught = Run::new(config.clone(), &dataset, &images, &Device::Cpu, None);
+    assert!(untaught.err().is_some_and(|error| error.to_string().contains("GML needs a teacher")));
+    let teacher = teacher(Method::Gml, &dataset, &images, &Device::Cpu)?;
+    let run = Run::new(config.clone(), &dataset, &images, &Device::Cpu, teacher.as_ref())?;
+    let path = folder("companions").join("checkpoint.safetensors");
+    run.save(&path)?;
+    let (tensors, record) = checkpoint::load::<serde_json::Value>(&path, &Device::Cpu)?;
+    for (lost, said) in
+        [("queue.ids", "40 keys: ids"), ("teacher.head.weight", "head.weight"), ("keys.out.bias", "keys.out.bias")]
+    {
+        let mut less = tensors.clone();
+        less.remove(lost).expect("it was kept");
+        checkpoint::save(&path, less, &record)?;
+        let error = Run::resume(&path, config.clone(), &dataset, &images, &Device::Cpu).err().expect("an error");
+        assert!(error.to_string().contains(said), "{lost}: {error}");
+    }
+    let companion = config.numbers.companion.map(|numbers| CompanionNumbers { keys: 5, ..numbers });
+    let few = Config { numbers: Numbers { companion, ..config.numbers }, ..config };
+    let error = Run::new(few, &dataset, &images, &Device::Cpu, teacher.as_ref()).err().expect("an error");
+    assert!(error.to_string().contains("5 keys are too few for 3 classes"), "{error}");
+    Ok(())
+}
+
+/// Every class has its least, the rest goes by samples; the oldest of a class goes first.
+#[test]
+fn queues_of_keys() -> Result<()> {
+    let counts = ClassCounts::new([24u64, 12, 6])?;
+    let row = |value: f32| Tensor::full(value, (1, resnet::FEATURES), &Device::Cpu);
+    let mut queue = companion::Queue::new(&counts, 13, 2, &Device::Cpu)?;
+    let labels = |queue: &companion::Queue| -> Result<Vec<i64>> { Ok(queue.marks()?[0].to_vec1()?) };
+    assert_eq!(labels(&queue)?, [-1; 13], "empty");
+    // 2 + 4, 2 + 2 and 2 + 1 slots.
+    let many: Vec<Tensor> = (0..21).map(|i| row(i as f32)).collect::<candle_core::Result<_>>()?;
+    let ids: Vec<usize> = (0..21).collect();
+    let classes: Vec<u32> = ids.iter().map(|&i| i as u32 / 7).collect();
+    queue.push(&Tensor::cat(&many, 0)?, &classes, &ids)?;
+    assert_eq!(labels(&queue)?, [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]);
+    let first = |queue: &companion::Queue| -> Result<Vec<f32>> {
+        Ok(queue.features.narrow(1, 0, 1)?.flatten_all()?.to_vec1()?)
+    };
+    let expected = [6, 1, 2, 3, 4, 5, 11, 12, 13, 10, 20, 18, 19];
+    assert_eq!(first(&queue)?, expected.map(|v| v as f32), "seven into six slots, four and three");
+    assert_eq!(queue.marks()?[1].to_vec1::<i64>()?, expected);
+    queue.push(&row(50.0)?, &[2], &[50])?;
+    assert_eq!(first(&queue)?[10..], [20.0, 50.0, 19.0], "18 was the oldest of its class");
+    let mut other = companion::Queue::new(&counts, 13, 2, &Device::Cpu)?;
+    other.restore(&queue.tensors()?)?;
+    for queue in [&mut queue, &mut other] {
+        queue.push(&row(51.0)?, &[0], &[51])?;
+    }
+    assert_eq!(bits(&queue.tensors()?)?, bits(&other.tensors()?)?);
+    Ok(())
+}
+
+/// A sample's views are drawn by themselves, and the first is that of a method with one.
+#[test]
+fn views_differ() -> Result<()> {
+    let dataset = dataset();
+    let images = Images::new(&dataset);
+    let config = config(Method::DbmBcl, Network::Conv);
+    let rows = [3, 20, 40];
+    let view = |config: &Config, view| images.training_batch(config, dataset.shape, 0, 1, view, &rows);
+    let views = (0..3).map(|i| view(&config, i)).collect::<Result<Vec<_>>>()?;
+    assert!(views[0] != views[1] && views[1] != views[2] && views[0] != views[2]);
+    assert_eq!(view(&Config { method: Method::Ce, ..config }, 0)?, views[0]);
+    Ok(())
+}
+
+/// The paper's figures stand beside one's own where data set, imbalance factor and method are its.
+#[test]
+fn the_papers_figures() {
+    use paper::{Set, accuracy};
+    assert!(Method::ALL.iter().all(|&m| accuracy(Set::Cifar10, 50.0, m).is_some_and(|row| row[1].is_none())));
+    assert_eq!(accuracy(Set::Cifar100, 100.0, Method::DbmBs), Some([51.30, 67.29, 50.80, 33.23].map(Some)));
+    assert_eq!(accuracy(Set::Cifar100, 10.0, Method::Ce), Some([Some(61.98), None, None, None]));
+    assert_eq!(accuracy(Set::Cifar100, 100.0, Method::CosineCe), Some([Some(44.29), None, None, None]));
+    assert_eq!(accuracy(Set::Cifar100, 20.0, Method::Ce), None, "an imbalance factor that the paper has not");
+    assert_eq!(accuracy(Set::Inaturalist2018, 500.0, Method::DbmGml), Some([Some(72.0), None, None, None]));
+    let dataset = dataset();
+    let last = |accuracy| run::Epoch {
+        train_loss: 1.0,
+        train_accuracy: 0.5,
+        hard_positive_rate: 0.5,
+        test_accuracy: accuracy,
+    };
+    let run = |method, seed, all| {
+        let config = Config { imbalance_factor: 100.0, seed, ..config(method, Network::Conv) };
+        (config, run::Progress { history: vec![last([Some(all), None, Some(0.25), Some(0.5)])], ..Default::default() })
+    };
+    let runs = [run(Method::DbmBs, 0, 0.5), run(Method::DbmBs, 1, 0.52), run(Method::Bs, 0, 0.4)];
+    let table = results::table(&runs, &dataset, Some(Set::Cifar100));
+    let row = |name: &str| {
+        let line = table.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(row("DBM-BS"), ["DBM-BS", "51.0", "–", "25.0", "50.0", "│", "51.30", "67.29", "50.80", "33.23"]);
+    assert_eq!(row("BS"), ["BS", "40.0", "–", "25.0", "50.0", "│", "49.35", "65.77", "50.14", "29.27"]);
+    assert!(!results::table(&runs, &dataset, None).contains("(paper)"));
+}
+
+/// A few steps of every method on a batch of real drawings lower its loss: on the CPU, or with `MARGIN_LOSS_DEVICE=cuda` on the first CUDA device.
+#[test]
+fn a_few_steps_of_every_method() -> Result<()> {
+    let device = match std::env::var("MARGIN_LOSS_DEVICE").as_deref() {
+        Ok("cuda") => Device::new_cuda(0)?,
+        _ => Device::Cpu,
+    };
+    let options = strokes::Options {
+        natural: false,
+        classes: 8,
+        test_per_class: 2,
+        imbalance_factor: 4.0,
+        side: 12,
+        renderings: 1,
+        seed: 1,
+    };
+    let dataset = strokes::dataset(strokes::read_snapshot(&strokes::find_snapshot()?)?, &options)?;
+    let (images, shape) = (Images::new(&dataset), dataset.shape);
+    let labels = &dataset.train[0].labels;
+    let ids: Vec<usize> = (0..labels.len()).step_by(labels.len() / 24).take(24).collect();
+    let taught = Config { auto_augment: false, ..config(Method::CosineCe, Network::Patches) };
+    let teacher = Run::new(taught, &dataset, &images, &device, None)?.teacher()?;
+    for &method in Method::value_variants() {
+        let mut config = Config { auto_augment: false, ..config(method, Network::Patches) };
+        if let Some(numbers) = &mut config.numbers.companion {
+            numbers.teacher_network = Network::Patches;
+        }
+        let views = (0..method.views()).map(|view| {
+            let pixels = images.training_batch(&config, shape, 0, 0, view, &ids)?;
+            Ok(Tensor::from_vec(pixels, (ids.len(), shape.channels, shape.height, shape.width), &device)?)
+        });
+        let batch = companion::Batch {
+            views: views.collect::<Result<_>>()?,
+            labels: ids.iter().map(|&row| labels[row]).collect(),
+            ids: ids.clone(),
+        };
+        let design = Design {
+            network: config.network,
+            shape,
+            counts: &dataset.counts,
+            objective: method.objective(&dataset.counts, &config.numbers)?,
+            companion: config.numbers.companion,
+            device: &device,
+        };
+        let mut model = Model::new(&design, 1, Some(&teacher))?;
+        let mut sgd = sgd::Sgd::new(model.trained(), 0.9, 2e-4);
+        sgd.lr = 0.01;
+        let mut losses = Vec::new();
+        for step in 0..5 {
+            // Before and after re-weighting begins, each by itself.
+            let epoch = if step < 3 { 0 } else { 2 };
+            model.start(epoch)?;
+            let step = model.step(&batch, epoch)?;
+            sgd.step(&step.loss.backward()?)?;
+            losses.push(f64::from(step.loss.to_scalar::<f32>()?));
+            assert!((0.0..=1.0).contains(&step.accuracy) && (0.0..=1.0).contains(&step.hard_positive_rate));
+        }
+        let trained = model.trained().len();
+        assert_eq!(sgd.velocities().len(), trained, "{method:?}: every variable has had a gradient");
+        assert!(losses[2] < losses[0] && losses[4] < losses[3], "{method:?} on {:?}: {losses:?}", device.location());
+    }
+    Ok(())
+}
+
+fn bits(tensors: &HashMap<String, Tensor>) -> Result<BTreeMap<String, Vec<u64>>> {
+    let of = |tensor: &Tensor| -> Result<Vec<u64>> {
+        let tensor = tensor.flatten_all()?;
+        Ok(match tensor.dtype() {
+            DType::I64 => tensor.to_vec1::<i64>()?.into_iter().map(|v| v as u64).collect(),
+            _ => tensor.to_vec1::<f32>()?.into_iter().map(|v| v.to_bits().into()).collect(),
+        })
     };
     tensors.iter().map(|(name, tensor)| Ok((name.clone(), of(tensor)?))).collect()
 }
@@ -370,7 +585,7 @@ fn checkpoints_that_fail() -> Result<()> {
     let config = config(Method::DbmBs, Network::Conv);
     let folder = folder("failing");
     let path = folder.join("checkpoint.safetensors");
-    let run = Run::new(config.clone(), &dataset, &images, &Device::Cpu)?;
+    let run = Run::new(config.clone(), &dataset, &images, &Device::Cpu, None)?;
     run.save(&path)?;
     let good = std::fs::read(&path)?;
     let resume = |path: &Path, config: &Config| match Run::resume(path, config.clone(), &dataset, &images, &Device::Cpu)
@@ -413,7 +628,7 @@ fn a_full_disk() -> Result<()> {
     const FOLDER: &str = "MARGIN_LOSS_FULL_DISK";
     let dataset = dataset();
     let images = Images::new(&dataset);
-    let mut run = Run::new(config(Method::DbmBs, Network::Conv), &dataset, &images, &Device::Cpu)?;
+    let mut run = Run::new(config(Method::DbmBs, Network::Conv), &dataset, &images, &Device::Cpu, None)?;
     if let Some(folder) = std::env::var_os(FOLDER) {
         run.progress.batch = 1; // another state than the one that was kept
         let error = run.save(&Path::new(&folder).join("checkpoint.safetensors")).unwrap_err().to_string();

@@ -5,6 +5,8 @@
 mod augment;
 #[path = "../examples/train/checkpoint.rs"]
 mod checkpoint;
+#[path = "../examples/train/companion.rs"]
+mod companion;
 #[path = "../examples/longtail/data.rs"]
 mod data;
 #[path = "../examples/train/methods.rs"]
@@ -184,7 +186,7 @@ fn files_broken() {
     // Out of a batch comes the error of its first row, and out of an epoch that of its first batch.
     let images = Images::files(&dataset, photos);
     for _ in 0..10 {
-        let batch = |rows: &[usize]| images.training_batch(&config(Network::Conv), dataset.shape, 0, 0, rows);
+        let batch = |rows: &[usize]| images.training_batch(&config(Network::Conv), dataset.shape, 0, 0, 0, rows);
         has(batch(&[0, 7, 5, 6, 1]), &["without-end.jpg"]);
         has(batch(&[3, 13, 7, 5, 6, 1]), &["folder.jpg"]);
     }
@@ -198,7 +200,7 @@ fn a_broken_file_ends_the_run() -> Result<()> {
     let train = |folder: &Path| -> Result<(String, usize)> {
         let (dataset, photos) = read(folder, 16)?;
         let images = Images::files(&dataset, photos);
-        let mut run = Run::new(config(Network::Conv), &dataset, &images, &Device::Cpu)?;
+        let mut run = Run::new(config(Network::Conv), &dataset, &images, &Device::Cpu, None)?;
         let error = run.train(&ProgressBar::hidden(), &|| false, |_| Ok(())).expect_err("an error").to_string();
         Ok((error, run.progress.batch))
     };
@@ -239,7 +241,7 @@ fn colours() -> Result<()> {
     let (dataset, photos) = one_class(&folder, 12, &files.map(|(name, ..)| name));
     let images = Images::files(&dataset, photos);
     for (row, (name, colour, off)) in files.into_iter().enumerate() {
-        let training = images.training_batch(&config(Network::Conv), dataset.shape, 0, 3, &[row])?;
+        let training = images.training_batch(&config(Network::Conv), dataset.shape, 0, 3, 0, &[row])?;
         for pixels in [training, images.test_batch(dataset.shape, &[row])?] {
             assert_eq!(pixels.len(), 3 * 12 * 12);
             for (c, plane) in pixels.chunks(144).enumerate() {
@@ -305,7 +307,7 @@ fn training_images_are_windows() -> Result<()> {
     // An epoch, a row and a seed have a picture of their own, whatever the other rows and however many threads.
     let images = Images::files(&dataset, photos);
     let config = Config { flip: true, ..config(Network::Conv) };
-    let batch = |epoch, rows: &[usize]| images.training_batch(&config, dataset.shape, 0, epoch, rows);
+    let batch = |epoch, rows: &[usize]| images.training_batch(&config, dataset.shape, 0, epoch, 0, rows);
     let rows: Vec<usize> = (0..40).map(|i| i % 2).collect();
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let (one, four) = (pool(1)?.install(|| batch(0, &rows))?, pool(4)?.install(|| batch(0, &rows))?);
@@ -313,7 +315,7 @@ fn training_images_are_windows() -> Result<()> {
     assert_eq!(one[..dataset.shape.pixels()], batch(0, &[0])?);
     assert_ne!(batch(1, &rows)?, one);
     let other = Config { seed: 4, ..config.clone() };
-    assert_ne!(images.training_batch(&other, dataset.shape, 0, 0, &rows)?, one);
+    assert_ne!(images.training_batch(&other, dataset.shape, 0, 0, 0, &rows)?, one);
     Ok(())
 }
 
@@ -393,6 +395,7 @@ fn config(network: Network) -> Config {
             ldam_margin: 0.5,
             beta: 0.9999,
             drw_epoch: 1,
+            companion: None,
         },
     }
 }
@@ -403,7 +406,7 @@ fn two_epochs_learn() -> Result<()> {
     let (dataset, photos) = read(&folder, 16)?;
     let images = Images::files(&dataset, photos);
     for network in [Network::Conv, Network::Resnet32] {
-        let mut run = Run::new(config(network), &dataset, &images, &Device::Cpu)?;
+        let mut run = Run::new(config(network), &dataset, &images, &Device::Cpu, None)?;
         assert!(run.train(&ProgressBar::hidden(), &|| false, |_| Ok(()))?);
         let history = &run.progress.history;
         assert!(history[1].train_loss < 0.9 * history[0].train_loss, "{network:?}: {history:?}");
@@ -425,7 +428,7 @@ fn a_resumed_run_is_the_run() -> Result<()> {
         let values = |tensor: &candle_core::Tensor| tensor.flatten_all()?.to_vec1::<f32>();
         tensors.iter().map(|(name, t)| Ok((name.clone(), values(t)?.into_iter().map(f32::to_bits).collect()))).collect()
     };
-    let new = || Run::new(config.clone(), &dataset, &images, &Device::Cpu);
+    let new = || Run::new(config.clone(), &dataset, &images, &Device::Cpu, None);
     let mut whole = new()?;
     assert!(whole.train(&ProgressBar::hidden(), &|| false, |_| Ok(()))?);
     let expected = bits(&whole)?;

@@ -12,6 +12,9 @@ mod augment;
 #[path = "../train/checkpoint.rs"]
 #[allow(dead_code)]
 mod checkpoint;
+#[path = "../train/companion.rs"]
+#[allow(dead_code)]
+mod companion;
 #[path = "../longtail/data.rs"]
 #[allow(dead_code)]
 mod data;
@@ -233,6 +236,7 @@ fn config(arguments: &Arguments, dataset: &Dataset, setting: Setting, seed: u64)
             ldam_margin: 0.5,
             beta: 0.9999,
             drw_epoch: arguments.epochs,
+            companion: None,
         },
     }
 }
@@ -247,9 +251,10 @@ fn profile(arguments: &Arguments) -> Result<()> {
     );
     for (network, steps) in [(Network::Patches, 60), (Network::Conv, 10), (Network::Resnet32, 4)] {
         let config = Config { network, ..config(arguments, &dataset, ABLATION[9], 0) };
-        let (shape, classes) = (dataset.shape, dataset.counts.classes());
+        let shape = dataset.shape;
         let objective = config.method.objective(&dataset.counts, &config.numbers)?;
-        let model = Model::new(&Design { network, shape, classes, objective, device }, 0)?;
+        let design = Design { network, shape, counts: &dataset.counts, objective, companion: None, device };
+        let model = Model::new(&design, 0, None)?;
         let mut sgd = Sgd::new(model.trained(), config.momentum, config.weight_decay);
         sgd.lr = 0.01;
         let mut times = [const { Vec::new() }; 3];
@@ -297,7 +302,7 @@ fn train(arguments: &Arguments, dataset: &Dataset, settings: &[Setting]) -> Resu
             // Seed by seed, so that what else the machine does meets all settings alike.
             let (seed, which) = (at / settings.len(), at % settings.len());
             let config = config(arguments, dataset, settings[which], seed as u64);
-            let mut run = Run::new(config, dataset, &images, &Device::Cpu)?;
+            let mut run = Run::new(config, dataset, &images, &Device::Cpu, None)?;
             run.train(&ProgressBar::hidden(), &|| false, |_| Ok(()))?;
             let last = run.progress.history.last().ok_or("a run has an epoch")?;
             let accuracy = last.test_accuracy.map(|value| value.map(|value| 100.0 * value));

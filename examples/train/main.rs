@@ -3,7 +3,8 @@
 //!     cargo run --release --example train -- --method dbm-bs --dataset cifar100 --imbalance-factor 100 --data DIR
 //!
 //! The paper's recipe is the default; every number is a flag, and what was run is recorded in `config.json` beside the results. A run is kept in
-//! `checkpoint.safetensors` after every epoch, and when Ctrl-C stops it; `--resume` takes it up to the same bits.
+//! `checkpoint.safetensors` after every epoch, and when Ctrl-C stops it; `--resume` takes it up to the same bits. GML's teacher is a run of its own, which
+//! comes first.
 
 #[path = "../longtail/data.rs"]
 #[allow(dead_code)]
@@ -16,16 +17,19 @@ mod strokes;
 
 mod augment;
 mod checkpoint;
+mod companion;
 mod methods;
 mod model;
+mod paper;
 mod photos;
 mod resnet;
 mod results;
 mod run;
 mod sgd;
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,8 +39,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use data::Dataset;
 use images::Cifar;
-use methods::{Gate, Method, Numbers};
-use model::Network;
+use methods::{Companion, CompanionNumbers, Gate, Method, Numbers};
+use model::{Network, Teacher};
 use photos::Photos;
 use run::{Config, Images, Run};
 
@@ -63,6 +67,29 @@ impl Source {
     /// Whether the images are files that lists name.
     fn is_listed(self) -> bool {
         matches!(self, Self::ImagenetLt | Self::Inaturalist2018)
+    }
+
+    /// Among the paper's data sets.
+    fn paper(self) -> Option<paper::Set> {
+        match self {
+            Self::Detexify | Self::FashionMnist => None,
+            Self::Cifar10 => Some(paper::Set::Cifar10),
+            Self::Cifar100 => Some(paper::Set::Cifar100),
+            Self::ImagenetLt => Some(paper::Set::ImagenetLt),
+            Self::Inaturalist2018 => Some(paper::Set::Inaturalist2018),
+        }
+    }
+
+    /// Padding to crop from, flips, AutoAugment, and Cutout's side: the paper's for CIFAR. A mirrored symbol is another symbol; photographs of lists are
+    /// cropped as they are read.
+    fn augmentation(self) -> augment::Recipe {
+        let (padding, flip, auto_augment, cutout) = match self {
+            Self::Detexify => (2, false, false, 0),
+            Self::FashionMnist => (4, true, false, 0),
+            Self::Cifar10 | Self::Cifar100 => (4, true, true, 16),
+            Self::ImagenetLt | Self::Inaturalist2018 => (0, true, false, 0),
+        };
+        augment::Recipe { padding, flip, auto_augment, cutout }
     }
 }
 
@@ -104,13 +131,15 @@ struct Arguments {
     seeds: Vec<u64>,
     #[arg(long, value_enum, default_value = "resnet32")]
     network: Network,
-    #[arg(long, default_value_t = 200)]
-    epochs: usize,
-    #[arg(long, default_value_t = 64)]
-    batch_size: usize,
-    /// Peak learning rate
-    #[arg(long, default_value_t = 0.1)]
-    lr: f64,
+    /// [default: 200, of NCL 400]
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// [default: 64, of BCL 256]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Peak learning rate [default: 0.1, of BCL 0.15]
+    #[arg(long)]
+    lr: Option<f64>,
     #[arg(long, default_value_t = 0.9)]
     momentum: f64,
     #[arg(long, default_value_t = 2e-4)]
@@ -139,18 +168,21 @@ struct Arguments {
     /// LDAM's largest margin
     #[arg(long, default_value_t = 0.5)]
     ldam_margin: f64,
-    /// Zeros around an image before a crop of its size is taken at random; 0: no crop [default: 4; with lists 0, for they are cropped as they are read]
+    /// Zeros around an image before a crop of its size is taken at random; 0: no crop [default: 4; of detexify 2, of lists 0, for they are cropped as they
+    /// are read]
     #[arg(long)]
     padding: Option<usize>,
-    /// Do not mirror images at random
+    /// Mirror images at random [default: true, of detexify false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    flip: Option<bool>,
+    /// AutoAugment's policy for CIFAR [default: true of CIFAR, else false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    auto_augment: Option<bool>,
+    /// Side of Cutout's square; 0: none [default: 16 of CIFAR, else 0]
     #[arg(long)]
-    no_flip: bool,
-    /// AutoAugment's policy for CIFAR
-    #[arg(long)]
-    auto_augment: bool,
-    /// Side of Cutout's square; 0: none
-    #[arg(long, default_value_t = 0)]
-    cutout: usize,
+    cutout: Option<usize>,
+    #[command(flatten)]
+    companion: CompanionFlags,
     /// detexify: number of symbols
     #[arg(long, default_value_t = 100)]
     classes: usize,
@@ -166,6 +198,68 @@ struct Arguments {
     /// Folder of checkpoints and results
     #[arg(long, value_name = "DIR", default_value = "target/train")]
     out: PathBuf,
+}
+
+/// Of BCL, GML and NCL; the defaults are the paper's, or else the methods' own.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "BCL, GML, NCL")]
+struct CompanionFlags {
+    /// BCL, GML: weight of the classification [default: 2 of BCL, 1 of GML]
+    #[arg(long)]
+    classification_weight: Option<f64>,
+    /// BCL, GML: weight of the contrastive term [default: 0.6 of BCL, 1 of GML]
+    #[arg(long)]
+    contrastive_weight: Option<f64>,
+    /// BCL, GML: temperature of the contrastive term; GML's is learnt from here on [default: 0.1]
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// BCL, GML: dimension of the embeddings [default: 128 of BCL, 32 of GML]
+    #[arg(long)]
+    embedding: Option<usize>,
+    /// GML, NCL: weight of the distillation, of NCL of both [default: 1 of GML, 0.6 of NCL]
+    #[arg(long)]
+    distillation_weight: Option<f64>,
+    /// GML: keys in the queue [default: 4096]
+    #[arg(long)]
+    keys: Option<usize>,
+    /// GML: keys of each class at least [default: 2]
+    #[arg(long)]
+    least_keys: Option<usize>,
+    /// GML: the teacher's network [default: resnet56]
+    #[arg(long, value_enum)]
+    teacher_network: Option<Network>,
+    /// GML: the teacher's epochs [default: the student's]
+    #[arg(long)]
+    teacher_epochs: Option<usize>,
+    /// NCL: networks [default: 3]
+    #[arg(long)]
+    experts: Option<usize>,
+    /// NCL: weight of the classification among hard classes [default: 1]
+    #[arg(long)]
+    hard_weight: Option<f64>,
+    /// NCL: hard classes of a sample [default: three tenths of all]
+    #[arg(long)]
+    hard_classes: Option<usize>,
+}
+
+impl CompanionFlags {
+    fn numbers(&self, method: Method, epochs: usize) -> Option<CompanionNumbers> {
+        let default = CompanionNumbers::new(method, epochs)?;
+        Some(CompanionNumbers {
+            classification_weight: self.classification_weight.unwrap_or(default.classification_weight),
+            contrastive_weight: self.contrastive_weight.unwrap_or(default.contrastive_weight),
+            temperature: self.temperature.unwrap_or(default.temperature),
+            embedding: self.embedding.unwrap_or(default.embedding),
+            distillation_weight: self.distillation_weight.unwrap_or(default.distillation_weight),
+            keys: self.keys.unwrap_or(default.keys),
+            least_keys: self.least_keys.unwrap_or(default.least_keys),
+            teacher_network: self.teacher_network.unwrap_or(default.teacher_network),
+            teacher_epochs: self.teacher_epochs.unwrap_or(default.teacher_epochs),
+            experts: self.experts.unwrap_or(default.experts),
+            hard_weight: self.hard_weight.unwrap_or(default.hard_weight),
+            hard_classes: self.hard_classes.or(default.hard_classes),
+        })
+    }
 }
 
 fn which(name: &str) -> std::result::Result<Which, String> {
@@ -214,51 +308,107 @@ fn train(arguments: &Arguments) -> Result<bool> {
         Which::All => Method::ALL.to_vec(),
         Which::One(method) => vec![method],
     };
+    let trainer = Trainer { arguments, dataset: &dataset, images: &images, device: &device, stop: &stop };
     let mut runs = Vec::new();
+    let mut teachers: HashMap<u64, Teacher> = HashMap::new();
     for &method in &methods {
         for &seed in &arguments.seeds {
             let config = config(arguments, &dataset, method, seed);
             let folder = arguments.out.join(format!("{}-seed{seed}", results::slug(method)));
-            let checkpoint = folder.join("checkpoint.safetensors");
-            results::write_config(&folder, &config)?;
-            let mut run = if arguments.resume && checkpoint.exists() {
-                Run::resume(&checkpoint, config, &dataset, &images, &device)?
-            } else {
-                Run::new(config, &dataset, &images, &device)?
-            };
-            let bar = bar(&run);
-            let finished = run.train(&bar, &|| stop.load(Ordering::Relaxed), |run| {
-                run.save(&checkpoint)?;
-                results::write(&folder, &run.config, &run.progress)?;
-                bar.suspend(|| eprintln!("{}", results::line(&run.config, &run.progress)));
-                Ok(())
-            })?;
-            bar.finish_and_clear();
-            if !finished {
-                run.save(&checkpoint)?;
-                println!("stopped; --resume goes on from {}", checkpoint.display());
-                return Ok(false);
+            // A checkpoint of GML's holds its teacher.
+            if method.companion() == Some(Companion::Gml) && !trainer.takes_up(&folder) && !teachers.contains_key(&seed)
+            {
+                let Some(teacher) =
+                    trainer.run(teacher(&config), &arguments.out.join(format!("teacher-seed{seed}")), None)?
+                else {
+                    return Ok(false);
+                };
+                teachers.insert(seed, teacher.teacher()?);
             }
+            let Some(run) = trainer.run(config, &folder, teachers.get(&seed))? else { return Ok(false) };
             runs.push((run.config, run.progress));
         }
     }
-    print!("\n{}", results::table(&runs, &dataset));
+    print!("\n{}", results::table(&runs, &dataset, arguments.dataset.paper()));
     println!("Written to {}.", arguments.out.display());
     Ok(true)
 }
 
+/// What all runs have in common.
+struct Trainer<'a> {
+    arguments: &'a Arguments,
+    dataset: &'a Dataset,
+    images: &'a Images,
+    device: &'a Device,
+    stop: &'a AtomicBool,
+}
+
+/// In a run's folder.
+const CHECKPOINT: &str = "checkpoint.safetensors";
+
+impl<'a> Trainer<'a> {
+    fn takes_up(&self, folder: &Path) -> bool {
+        self.arguments.resume && folder.join(CHECKPOINT).exists()
+    }
+
+    /// One run to its end, kept in `folder`; none where Ctrl-C stopped it.
+    fn run(&self, config: Config, folder: &Path, teacher: Option<&Teacher>) -> Result<Option<Run<'a>>> {
+        let &Self { dataset, images, device, stop, .. } = self;
+        let checkpoint = folder.join(CHECKPOINT);
+        let taken_up = self.takes_up(folder);
+        results::write_config(folder, &config)?;
+        let mut run = if taken_up {
+            Run::resume(&checkpoint, config, dataset, images, device)?
+        } else {
+            Run::new(config, dataset, images, device, teacher)?
+        };
+        let bar = bar(&run);
+        let finished = run.train(&bar, &|| stop.load(Ordering::Relaxed), |run| {
+            run.save(&checkpoint)?;
+            results::write(folder, &run.config, &run.progress)?;
+            bar.suspend(|| eprintln!("{}", results::line(&run.config, &run.progress)));
+            Ok(())
+        })?;
+        bar.finish_and_clear();
+        if !finished {
+            run.save(&checkpoint)?;
+            println!("stopped; --resume goes on from {}", checkpoint.display());
+            return Ok(None);
+        }
+        Ok(Some(run))
+    }
+}
+
+/// GML's teacher: the same recipe with cross-entropy on a cosine head.
+fn teacher(student: &Config) -> Config {
+    let mut config = Config { method: Method::CosineCe, ..student.clone() };
+    if let Some(numbers) = config.numbers.companion.take() {
+        (config.network, config.epochs) = (numbers.teacher_network, numbers.teacher_epochs);
+    }
+    config
+}
+
 fn check(arguments: &Arguments) -> Result<()> {
-    let at_least_one =
-        [("--epochs", arguments.epochs), ("--batch-size", arguments.batch_size), ("--seeds", arguments.seeds.len())];
-    if let Some((flag, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
+    let companion = &arguments.companion;
+    let at_least_one = [
+        ("--epochs", arguments.epochs),
+        ("--batch-size", arguments.batch_size),
+        ("--seeds", Some(arguments.seeds.len())),
+        ("--teacher-epochs", companion.teacher_epochs),
+        ("--embedding", companion.embedding),
+        ("--experts", companion.experts),
+    ];
+    if let Some((flag, _)) = at_least_one.into_iter().find(|(_, value)| *value == Some(0)) {
         return Err(format!("{flag} must be at least 1").into());
     }
-    let finite = [arguments.lr, arguments.momentum, arguments.weight_decay].iter().all(|v| v.is_finite() && *v >= 0.0);
-    if !finite || arguments.lr == 0.0 {
+    let lr = arguments.lr.unwrap_or(0.1);
+    let finite = [lr, arguments.momentum, arguments.weight_decay].iter().all(|v| v.is_finite() && *v >= 0.0);
+    if !finite || lr == 0.0 {
         return Err("--lr must be positive, --momentum and --weight-decay not negative".into());
     }
-    if arguments.warmup_epochs >= arguments.epochs {
-        return Err("--warmup-epochs must be fewer than --epochs".into());
+    let all = [arguments.epochs, companion.teacher_epochs];
+    if all.into_iter().flatten().any(|epochs| arguments.warmup_epochs >= epochs) {
+        return Err("--warmup-epochs must be fewer than --epochs and --teacher-epochs".into());
     }
     if arguments.side.is_some_and(|side| side == 0 || side % 4 != 0) {
         return Err("--side must be a multiple of 4: the networks halve it twice".into());
@@ -267,11 +417,13 @@ fn check(arguments: &Arguments) -> Result<()> {
 }
 
 fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -> Config {
-    let (imbalance_factor, padding) = if arguments.dataset.is_listed() {
-        (dataset.counts.max() as f64 / dataset.counts.min() as f64, 0)
+    let imbalance_factor = if arguments.dataset.is_listed() {
+        dataset.counts.max() as f64 / dataset.counts.min() as f64
     } else {
-        (arguments.imbalance_factor, 4)
+        arguments.imbalance_factor
     };
+    let (recipe, augmentation) = (method.recipe(), arguments.dataset.augmentation());
+    let epochs = arguments.epochs.unwrap_or(recipe.epochs);
     Config {
         dataset: dataset.title.clone(),
         imbalance_factor,
@@ -279,16 +431,16 @@ fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -
         method,
         seed,
         network: arguments.network,
-        epochs: arguments.epochs,
-        batch_size: arguments.batch_size,
-        lr: arguments.lr,
+        epochs,
+        batch_size: arguments.batch_size.unwrap_or(recipe.batch_size),
+        lr: arguments.lr.unwrap_or(recipe.lr),
         momentum: arguments.momentum,
         weight_decay: arguments.weight_decay,
         warmup_epochs: arguments.warmup_epochs,
-        padding: arguments.padding.unwrap_or(padding),
-        flip: !arguments.no_flip,
-        auto_augment: arguments.auto_augment,
-        cutout: arguments.cutout,
+        padding: arguments.padding.unwrap_or(augmentation.padding),
+        flip: arguments.flip.unwrap_or(augmentation.flip),
+        auto_augment: arguments.auto_augment.unwrap_or(augmentation.auto_augment),
+        cutout: arguments.cutout.unwrap_or(augmentation.cutout),
         numbers: Numbers {
             scale: arguments.scale,
             k: arguments.k,
@@ -297,6 +449,7 @@ fn config(arguments: &Arguments, dataset: &Dataset, method: Method, seed: u64) -
             ldam_margin: arguments.ldam_margin,
             beta: arguments.beta,
             drw_epoch: arguments.drw_epoch,
+            companion: arguments.companion.numbers(method, epochs),
         },
     }
 }

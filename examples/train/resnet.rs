@@ -1,12 +1,11 @@
-//! ResNet-32 for 32 × 32 images (He et al. 2016, section 4.2): three stages of five blocks of 16, 32 and 64 channels, shortcuts of option A (every
-//! other pixel, channels filled up with zeros), global average pooling.
+//! ResNet-32 and its like for 32 × 32 images (He et al. 2016, section 4.2): three stages of 16, 32 and 64 channels with as many blocks each, shortcuts of
+//! option A (every other pixel, channels filled up with zeros), global average pooling.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{BatchNorm, Conv2d, Conv2dConfig, ModuleT, VarBuilder};
 
 /// D, the dimension of its features
 pub const FEATURES: usize = 64;
-const BLOCKS: usize = 5;
 const STAGES: [(usize, usize); 3] = [(16, 1), (32, 2), (64, 2)];
 
 /// A 3 × 3 convolution without bias, normalised over the batch.
@@ -66,17 +65,19 @@ pub fn shortcut(x: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
     x.pad_with_zeros(1, padding, padding)
 }
 
-pub struct ResNet32 {
+pub struct ResNet {
     first: Normalised,
+    /// Of all stages, as many each
     blocks: Vec<Block>,
 }
 
-impl ResNet32 {
-    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+impl ResNet {
+    /// Of 6·`blocks` + 2 layers, the head among them: 5 blocks a stage are ResNet-32, 9 ResNet-56.
+    pub fn new(blocks: usize, channels: usize, vb: VarBuilder) -> Result<Self> {
         let first = Normalised::new(channels, STAGES[0].0, 1, vb.pp("first"))?;
-        let (mut blocks, mut inputs) = (Vec::new(), STAGES[0].0);
+        let (a_stage, mut blocks, mut inputs) = (blocks, Vec::new(), STAGES[0].0);
         for (stage, (outputs, stride)) in STAGES.into_iter().enumerate() {
-            for block in 0..BLOCKS {
+            for block in 0..a_stage {
                 let vb = vb.pp(format!("stage{stage}.{block}"));
                 blocks.push(Block::new(inputs, outputs, if block == 0 { stride } else { 1 }, vb)?);
                 inputs = outputs;
@@ -88,8 +89,9 @@ impl ResNet32 {
     /// The layers that keep running means and variances, by the names of their variables.
     pub fn norms(&self) -> Vec<(String, &BatchNorm)> {
         let mut all = vec![("first.norm".to_string(), &self.first.norm)];
+        let a_stage = self.blocks.len() / STAGES.len();
         for (i, block) in self.blocks.iter().enumerate() {
-            let name = format!("stage{}.{}", i / BLOCKS, i % BLOCKS);
+            let name = format!("stage{}.{}", i / a_stage, i % a_stage);
             all.push((format!("{name}.first.norm"), &block.first.norm));
             all.push((format!("{name}.second.norm"), &block.second.norm));
         }
@@ -97,7 +99,7 @@ impl ResNet32 {
     }
 }
 
-impl ModuleT for ResNet32 {
+impl ModuleT for ResNet {
     /// Features (N, 64) of images (N, channels, H, W), H and W multiples of 4.
     fn forward_t(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         let mut x = self.first.forward(images, train)?.relu()?;

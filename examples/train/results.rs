@@ -8,6 +8,7 @@ use plotters::prelude::*;
 
 use crate::data::Dataset;
 use crate::methods::Method;
+use crate::paper;
 use crate::run::{Config, Progress};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -86,28 +87,35 @@ pub fn line(config: &Config, progress: &Progress) -> String {
     )
 }
 
-/// A line a method: test accuracy in %, over all classes and by group, the mean of the seeds.
-pub fn table(runs: &[(Config, Progress)], dataset: &Dataset) -> String {
+/// A line a method: test accuracy in %, over all classes and by group, the mean of the seeds; beside it the paper's, where the data set is one of its.
+pub fn table(runs: &[(Config, Progress)], dataset: &Dataset, set: Option<paper::Set>) -> String {
     let mut text = format!("Test accuracy in %, last epoch. Groups: {}.\n\n", dataset.groups.rule);
-    let _ = writeln!(text, "{:<12} {:>6} {:>6} {:>6} {:>6}", "method", "All", "Many", "Medium", "Few");
-    let _ = writeln!(text, "{}", "─".repeat(40));
+    let heads = ["All", "Many", "Medium", "Few"].map(|head| format!(" {head:>6}")).concat();
+    let (title, line) = match set {
+        Some(_) => (format!("{:<12}{heads} │{heads}  (paper)", "method"), 78),
+        None => (format!("{:<12}{heads}", "method"), 40),
+    };
+    let _ = writeln!(text, "{title}\n{}", "─".repeat(line));
+    let cells = |values: [Option<f64>; 4], digits: usize| {
+        values.map(|value| value.map_or_else(|| format!(" {:>6}", "–"), |v| format!(" {v:6.digits$}"))).concat()
+    };
     for &method in Method::value_variants() {
         let of: Vec<_> = runs.iter().filter(|(config, _)| config.method == method).collect();
-        if of.is_empty() {
-            continue;
-        }
-        let _ = write!(text, "{:<12}", method.name());
-        for group in 0..4 {
-            let values: Option<Vec<f64>> = of
-                .iter()
-                .map(|(_, progress)| progress.history.last().and_then(|last| last.test_accuracy[group]))
-                .collect();
-            let _ = match values {
-                Some(values) => write!(text, " {:6.1}", 100.0 * values.iter().sum::<f64>() / values.len() as f64),
-                None => write!(text, " {:>6}", "–"),
-            };
+        let Some((config, _)) = of.first() else { continue };
+        let mean = |group: usize| -> Option<f64> {
+            let last = of.iter().map(|(_, progress)| progress.history.last()?.test_accuracy[group]);
+            let values: Vec<f64> = last.collect::<Option<_>>()?;
+            Some(100.0 * values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let _ = write!(text, "{:<12}{}", method.name(), cells([0, 1, 2, 3].map(mean), 1));
+        if let Some(set) = set {
+            let paper = paper::accuracy(set, config.imbalance_factor, method).unwrap_or_default();
+            let _ = write!(text, " │{}", cells(paper, 2));
         }
         text.push('\n');
+    }
+    if let Some(set) = set {
+        let _ = writeln!(text, "\n{}", paper::note(set));
     }
     text
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_margin_loss::metrics::{self, ByGroup};
 use indicatif::ProgressBar;
 use rand::rngs::StdRng;
@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment;
 use crate::checkpoint;
+use crate::companion::Batch;
 use crate::data::{DataError, Dataset, Samples, Shape};
 use crate::methods::{Method, Numbers};
-use crate::model::{Design, Model, Network};
+use crate::model::{Design, Model, Network, Teacher};
 use crate::photos::{self, Photos};
 use crate::sgd::Sgd;
 
@@ -163,13 +164,14 @@ impl Images {
         Self { source, train_labels, test_labels, mean, deviation }
     }
 
-    /// Normalised pixels of a training batch; each image is drawn for by a generator of its own, whatever thread does it.
+    /// Normalised pixels of one view of a training batch; each image is drawn for by a generator of its own, whatever thread does it.
     pub fn training_batch(
         &self,
         config: &Config,
         shape: Shape,
         rendering: usize,
         epoch: usize,
+        view: usize,
         rows: &[usize],
     ) -> Result<Vec<f32>> {
         let recipe = augment::Recipe {
@@ -179,7 +181,8 @@ impl Images {
             cutout: config.cutout,
         };
         self.batch(shape, rows, |row| {
-            let mut rng = StdRng::seed_from_u64(mixed(mixed(config.seed, epoch as u64) ^ 0x0061_7567, row as u64));
+            let of_view = 0x0061_7567 ^ ((view as u64) << 32);
+            let mut rng = StdRng::seed_from_u64(mixed(mixed(config.seed, epoch as u64) ^ of_view, row as u64));
             let mut image = self.source.training_image(rendering, row, shape, &mut rng)?;
             recipe.apply(&mut image, shape, &mut rng);
             Ok(image)
@@ -223,8 +226,15 @@ pub struct Run<'d> {
 }
 
 impl<'d> Run<'d> {
-    pub fn new(config: Config, dataset: &'d Dataset, images: &'d Images, device: &Device) -> Result<Self> {
-        let model = Model::new(&design(&config, dataset, device)?, config.seed)?;
+    /// GML needs a teacher.
+    pub fn new(
+        config: Config,
+        dataset: &'d Dataset,
+        images: &'d Images,
+        device: &Device,
+        teacher: Option<&Teacher>,
+    ) -> Result<Self> {
+        let model = Model::new(&design(&config, dataset, device)?, config.seed, teacher)?;
         let optimizer = Sgd::new(model.trained(), config.momentum, config.weight_decay);
         let (progress, device) = (Progress::default(), device.clone());
         Ok(Self { config, progress, dataset, images, device, model, optimizer })
@@ -255,11 +265,16 @@ impl<'d> Run<'d> {
     }
 
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut tensors = self.model.tensors();
+        let mut tensors = self.model.tensors()?;
         let velocities = self.optimizer.velocities().iter();
         tensors.extend(velocities.map(|(name, velocity)| (format!("velocity.{name}"), velocity.clone())));
         let record = Record { config: self.config.clone(), progress: self.progress.clone() };
         Ok(checkpoint::save(path, tensors, &record)?)
+    }
+
+    /// What this run has learnt, to teach another one.
+    pub fn teacher(&self) -> Result<Teacher> {
+        Ok(Teacher { network: self.config.network, tensors: self.model.tensors()? })
     }
 
     pub fn batches(&self) -> usize {
@@ -294,16 +309,19 @@ impl<'d> Run<'d> {
         let rendering = rng.random_range(0..self.images.source.renderings());
         let (images, shape, config) = (self.images, self.dataset.shape, self.config.clone());
         let batches = order.chunks(config.batch_size).skip(self.progress.batch);
-        let made = |rows: &[usize]| -> Result<(Vec<f32>, Vec<u32>)> {
-            let labels = rows.iter().map(|&row| images.train_labels[row]).collect();
-            Ok((images.training_batch(&config, shape, rendering, epoch, rows)?, labels))
+        let made = |rows: &[usize]| -> Result<(Vec<Vec<f32>>, Vec<usize>)> {
+            let views = 0..config.method.views();
+            let views = views.map(|view| images.training_batch(&config, shape, rendering, epoch, view, rows));
+            Ok((views.collect::<Result<_>>()?, rows.to_vec()))
         };
-        let finished = ahead(batches, made, |(pixels, labels)| {
+        let finished = ahead(batches, made, |(views, ids)| {
             if stop() {
                 return Ok(false);
             }
-            let n = labels.len();
-            let step = self.model.step(&self.batch(pixels, n)?, &Tensor::from_vec(labels, n, &self.device)?, epoch)?;
+            let n = ids.len();
+            let views = views.into_iter().map(|pixels| self.batch(pixels, n)).collect::<candle_core::Result<_>>()?;
+            let labels = ids.iter().map(|&row| images.train_labels[row]).collect();
+            let step = self.model.step(&Batch { views, labels, ids }, epoch)?;
             self.optimizer.step(&step.loss.backward()?)?;
             let loss = f64::from(step.loss.to_scalar::<f32>()?);
             if !loss.is_finite() {
@@ -352,8 +370,7 @@ impl<'d> Run<'d> {
         let mut predicted = Vec::with_capacity(rows.len());
         let made = |rows: &[usize]| Ok((images.test_batch(shape, rows)?, rows.len()));
         ahead(rows.chunks(at_once), made, |(pixels, n)| {
-            let features = self.model.features(&self.batch(pixels, n)?, false)?;
-            predicted.extend(self.model.logits(&features)?.argmax(D::Minus1)?.to_vec1::<u32>()?);
+            predicted.extend(self.model.predict(&self.batch(pixels, n)?)?.to_vec1::<u32>()?);
             Ok(true)
         })?;
         Ok(metrics::group_accuracy(&predicted, &images.test_labels, &self.dataset.groups.of_class)?)
@@ -386,12 +403,13 @@ fn ahead<'a, T: Send>(
     })
 }
 
-fn design<'a>(config: &Config, dataset: &Dataset, device: &'a Device) -> Result<Design<'a>> {
+fn design<'a>(config: &Config, dataset: &'a Dataset, device: &'a Device) -> Result<Design<'a>> {
     Ok(Design {
         network: config.network,
         shape: dataset.shape,
-        classes: dataset.counts.classes(),
+        counts: &dataset.counts,
         objective: config.method.objective(&dataset.counts, &config.numbers)?,
+        companion: config.numbers.companion,
         device,
     })
 }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
+/// How the name of a variable ends that is no weight, and does not decay.
+pub const NOT_DECAYED: &str = "log_temperature";
+
 pub struct Sgd {
     pub lr: f64,
     momentum: f64,
@@ -23,7 +26,8 @@ impl Sgd {
         for (name, variable) in &self.variables {
             let Some(gradient) = gradients.get(variable) else { continue };
             let parameter = variable.as_detached_tensor();
-            let change = (gradient + (&parameter * self.weight_decay)?)?;
+            let decay = if name.ends_with(NOT_DECAYED) { 0.0 } else { self.weight_decay };
+            let change = (gradient + (&parameter * decay)?)?;
             let velocity = match self.velocities.get(name) {
                 Some(velocity) => ((velocity * self.momentum)? + change)?,
                 None => change,
