@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from reference import ClampCosine, complete, log_prior, lowest_argmax, margin_cosine, margin_loss, margin_tables, unit_rows
 
 BCL = {"temperature": 0.1, "classification": 2.0, "contrastive": 0.6}
-NCL = {"hard_classes": None, "hard": 1.0, "distillation": 0.6, "hard_distillation": 0.6}
+NCL = {"hard_classes": None, "hard": 1.0, "distillation": 0.6, "hard_distillation": 0.6, "margined_distillation": 0}
 GML = {"temperature": 0.1, "distillation_temperature": 4.0, "classification": 1.0, "contrastive": 1.0, "distillation": 1.0}
 
 
@@ -72,15 +72,20 @@ def ncl(experts, y, counts, config=None, options=None):
     sets = [hard_set(cosines[0].detach()[i], int(y[i]), k) for i in range(len(y))]
 
     hard = torch.zeros((), dtype=torch.float64)
+    logits = []
     for c in cosines:
         flags = (lowest_argmax(c.detach()) != y).to(torch.int64)
         psi = margin_cosine(c[torch.arange(len(y)), y], flags, m1, A[y], B[y], config)
         for i, members in enumerate(sets):
             z = torch.stack([config["scale"] * (psi[i] if j == y[i] else c[i, j]) + b[j] for j in members])
             hard = hard + F.cross_entropy(z[None], torch.tensor([0])) / len(y)
+        full = config["scale"] * c + b
+        if o["margined_distillation"]:
+            at_target = F.one_hot(y, classes).bool()
+            full = torch.where(at_target, (config["scale"] * psi + b[y])[:, None], full)
+        logits.append(full)
 
     pairs = [(e, f) for e in range(len(experts)) for f in range(len(experts)) if e != f]
-    logits = [config["scale"] * c + b for c in cosines]
     distillation = hard_distillation = torch.zeros((), dtype=torch.float64)
     for e, f in pairs:
         for i, members in enumerate(sets):

@@ -128,6 +128,7 @@ def ncl_cases(draw):
     add("one_class", 2, 3, 1, 3)
     add("one_row", 3, 1, 6, 2)
     add("all_alike", 2, 4, 5, 3, y=[2, 2, 2, 2])
+    add("margined", 3, 5, 7, 3, {"margined_distillation": 1})
     return out
 
 

@@ -100,7 +100,8 @@ impl Problem {
             Method::Ncl => {
                 let mut builder = Ncl::builder(loss)
                     .hard_weight(self.option("hard", 1.0))
-                    .distillation_weights(self.option("distillation", 0.6), self.option("hard_distillation", 0.6));
+                    .distillation_weights(self.option("distillation", 0.6), self.option("hard_distillation", 0.6))
+                    .margined_distillation(self.option("margined_distillation", 0.0) != 0.0);
                 if let Some(&k) = self.options.get("hard_classes") {
                     builder = builder.hard_classes(k as usize);
                 }
@@ -405,10 +406,16 @@ fn half_types_are_widened() -> Result<()> {
 #[test]
 fn gradients_are_central_differences() -> Result<()> {
     let sizes: &[(usize, usize)] = if on_cuda() { &[(3, 3)] } else { &[(4, 3), (5, 7), (3, 1), (2, 2)] };
-    for kind in KINDS {
+    let margined = ((Method::Ncl, Form::Dbm), &[("margined_distillation", 1.0)][..]);
+    for (kind, options) in KINDS.into_iter().map(|kind| (kind, &[][..])).chain([margined]) {
         for &(n, c) in sizes {
+            let problem = |seed| -> Result<Problem> {
+                let mut problem = Problem::random(kind, n, c, seed, false)?;
+                problem.options.extend(options.iter().map(|&(name, value)| (name.to_string(), value)));
+                Ok(problem)
+            };
             let problem = (0..1000)
-                .map(|seed| Problem::random(kind, n, c, seed, false))
+                .map(problem)
                 .find(|problem| problem.as_ref().is_ok_and(|problem| problem.smooth().unwrap_or(false)))
                 .ok_or("no smooth problem")??;
             // With a learned temperature the gradient is none of the loss's own: see `learned_temperature`.
@@ -611,6 +618,12 @@ fn what_the_terms_are_where_it_is_known() -> Result<()> {
         let outcome = problem.run()?;
         assert!((outcome.terms[0] - outcome.terms[1]).abs() < 1e-10, "{form:?}: {:?}", outcome.terms);
         assert!((outcome.terms[2] - outcome.terms[3]).abs() < 1e-12 && outcome.terms[2] > 1e-3, "{:?}", outcome.terms);
+        // A margin in the distillation is another distillation, and nothing else; without a margin it is the same.
+        problem.options.insert("margined_distillation".into(), 1.0);
+        let margined = problem.run()?;
+        assert_eq!(margined.terms[..2], outcome.terms[..2]);
+        let moved = (margined.terms[2] - outcome.terms[2]).abs();
+        assert!(if form == Form::Bs { moved < 1e-12 } else { moved > 1e-3 }, "{form:?}: {moved}");
         let (x, w) = (&problem.tensors["x"], &problem.tensors["w"]);
         let ncl = Ncl::builder(problem.margin_loss()?).hard_classes(2).build()?;
         for experts in [vec![(x, w)], vec![(x, w), (x, w)]] {

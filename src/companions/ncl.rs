@@ -20,7 +20,7 @@ const CUDA_SORT_CLASSES: usize = 8192;
 /// - Hard category mining: H_i is the target and the k − 1 other classes of the largest raw cosine (no margin, no prior) of the **first** expert, one set
 ///   for all of them, as in the authors' code.
 /// - Balanced online distillation: with p^e = softmax(s·c^e + b), the mean over ordered pairs of experts of KL(p^e ‖ p^f), and the same with the softmax over
-///   H_i alone. No margin stands in it, and gradients pass through both sides.
+///   H_i alone. No margin stands in it unless [`NclBuilder::margined_distillation`] asks for one, and gradients pass through both sides.
 ///
 /// L = Σ_e (all classes + w·hard classes) + λ·distillation + λ_h·distillation over hard classes, with w = 1 and λ = λ_h = 0.6.
 /// With E = 1 there is no distillation.
@@ -47,6 +47,7 @@ pub struct Ncl {
     hard_weight: f64,
     distillation_weight: f64,
     hard_distillation_weight: f64,
+    margined_distillation: bool,
 }
 
 /// What a call of [`Ncl`] gives. The scalars are before their weights.
@@ -97,6 +98,7 @@ impl Ncl {
             hard_weight: 1.0,
             distillation_weight: 0.6,
             hard_distillation_weight: 0.6,
+            margined_distillation: false,
         })
     }
 
@@ -169,6 +171,10 @@ impl Ncl {
             };
             let nll = log_softmax(&margined, D::Minus1)?.narrow(1, 0, 1)?.neg()?; // (N, 1)
             hard = (hard + nll.mean_all()?)?;
+            let (z, z_hard) = match self.margined_distillation {
+                false => (z, z_hard),
+                true => (is_target.where_cond(&margined.narrow(1, 0, 1)?.broadcast_as((n, classes))?, &z)?, margined),
+            };
             all_p.push(log_softmax(&z, D::Minus1)?);
             hard_p.push(log_softmax(&z_hard, D::Minus1)?);
         }
@@ -231,6 +237,13 @@ impl NclBuilder {
     /// The authors' code divides the sum over ordered pairs by E − 1 where this crate takes their mean: 0.6·E is what it calls 0.6.
     pub fn distillation_weights(mut self, all: f64, hard: f64) -> Self {
         (self.0.distillation_weight, self.0.hard_distillation_weight) = (all, hard);
+        self
+    }
+
+    /// Whether the experts' logits have the target's margin in the distillation, too, as in the DBM authors' code. Default false: the paper substitutes the
+    /// classification loss alone.
+    pub fn margined_distillation(mut self, margined: bool) -> Self {
+        self.0.margined_distillation = margined;
         self
     }
 
