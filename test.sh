@@ -24,6 +24,14 @@ cargo test --release --workspace
 # The experiments of docs/experiments.md, every setting of them, with little to do.
 RAYON_NUM_THREADS=1 cargo run --release --example experiments -- --dataset detexify --seeds 2 --epochs 2 --out target/experiments-test
 
+# Every method of the paper's Table 2 by its name, on the same drawings, with little to do; and taken up again where nothing is left to do.
+train() {
+    RAYON_NUM_THREADS=1 cargo run --release --example train -- --method all --dataset detexify --network patches --teacher-network patches --epochs 2 \
+        --warmup-epochs 1 --classes 20 --side 12 --imbalance-factor 10 --lr 0.01 --scale 16 --keys 200 --experts 2 --out target/train-test "$@"
+}
+train
+train --resume
+
 # CUDA on the emulated GPU: our kernels and Candle's own; then the suites of the CPU path on the device, with the kernels that a call takes by
 # itself, and with the streaming ones alone on a device of one multiprocessor, whose few blocks loop over what an H100 spreads out. The last
 # two run side by side: an emulated device is one thread.
@@ -34,7 +42,7 @@ if [ "$nvcc" = yes ]; then
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
     suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions"
     # shellcheck disable=SC2086
-    cuda --no-run --lib --test cuda --test tf32 --test candle_cuda --test targets --test figures $suites
+    cuda --no-run --lib --test cuda --test tf32 --test candle_cuda --test targets --test figures --test train $suites
     mkdir -p target/test-logs
     (
         set -e
@@ -48,6 +56,7 @@ if [ "$nvcc" = yes ]; then
     streaming=$!
     # shellcheck disable=SC2086
     MARGIN_LOSS_DEVICE=cuda cuda $suites
+    MARGIN_LOSS_DEVICE=cuda cuda --test train -- a_few_steps_of_every_method
     # Every way that the benchmark times, checked and run once, and the main job on the device, with little to do.
     sh tests/emulator/run.sh cargo bench --features cuda --bench cuda -- --test
     sh tests/emulator/run.sh cargo run --release --features cuda --example longtail -- --device cuda --classes 10 --renderings 1 --epochs 2 \

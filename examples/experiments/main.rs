@@ -1,4 +1,5 @@
-//! The ablation of the paper's Table 5 (what each part of the margin gives) and the sweep of its Figure 3 (K and τ), on data that two cores can train:
+//! The ablation of the paper's Table 5 (what each part of the margin gives), the sweep of its Figure 3 (K and τ), and the methods of its Table 2, on data
+//! that two cores can train:
 //!
 //!     RAYON_NUM_THREADS=1 cargo run --release --example experiments -- --dataset fashion-mnist
 //!
@@ -55,8 +56,8 @@ use plotters::prelude::*;
 use serde::Serialize;
 
 use data::{DataError, Dataset};
-use methods::{Gate, Method, Numbers};
-use model::{Design, Model, Network};
+use methods::{Companion, CompanionNumbers, Gate, Method, Numbers};
+use model::{Design, Model, Network, Teacher};
 use run::{Config, Images, Run};
 use sgd::Sgd;
 
@@ -70,7 +71,7 @@ enum Source {
     Detexify,
 }
 
-/// Table 5's ablation and Figure 3's sweep, with confidence intervals.
+/// Table 5's ablation and Figure 3's sweep, or the methods of Table 2, with confidence intervals.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "experiments")]
 struct Arguments {
@@ -95,6 +96,9 @@ struct Arguments {
     /// The linear and the plain cosine heads alone
     #[arg(long)]
     plain: bool,
+    /// The methods of Table 2 instead: all by the same recipe, GML's teacher and NCL's networks like the others', DRW in the last fifth
+    #[arg(long, conflicts_with_all = ["plain", "no_sweep"])]
+    methods: bool,
     /// Where the time of a training step goes, by network, instead of the experiments
     #[arg(long)]
     profile: bool,
@@ -111,6 +115,8 @@ const SWEEP_TAU: [f64; 4] = [0.25, 0.5, 1.0, 2.0];
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Setting {
     name: &'static str,
+    /// The setting that this one is compared with
+    less: Option<&'static str>,
     method: Method,
     gate: Gate,
     k: f64,
@@ -118,24 +124,40 @@ struct Setting {
 }
 
 impl Setting {
-    const fn new(name: &'static str, method: Method, gate: Gate) -> Self {
-        Self { name, method, gate, k: K, tau: TAU }
+    const fn new(name: &'static str, less: Option<&'static str>, method: Method, gate: Gate) -> Self {
+        Self { name, less, method, gate, k: K, tau: TAU }
     }
 }
 
-/// Table 5, for CE and for BS.
+/// Table 5, for CE and for BS: each row is compared with the one above.
 const ABLATION: [Setting; 10] = [
-    Setting::new("CE, linear", Method::Ce, Gate::Off),
-    Setting::new("CE, cosine", Method::CosineCe, Gate::Off),
-    Setting::new("CE, m_C", Method::DbmCe, Gate::Off),
-    Setting::new("CE, m_C + m_I on P", Method::DbmCe, Gate::Positives),
-    Setting::new("CE, m_C + m_I on HP", Method::DbmCe, Gate::HardPositives),
-    Setting::new("BS, linear", Method::Bs, Gate::Off),
-    Setting::new("BS, cosine", Method::CosineBs, Gate::Off),
-    Setting::new("BS, m_C", Method::DbmBs, Gate::Off),
-    Setting::new("BS, m_C + m_I on P", Method::DbmBs, Gate::Positives),
-    Setting::new("BS, m_C + m_I on HP", Method::DbmBs, Gate::HardPositives),
+    Setting::new("CE, linear", None, Method::Ce, Gate::Off),
+    Setting::new("CE, cosine", Some("CE, linear"), Method::CosineCe, Gate::Off),
+    Setting::new("CE, m_C", Some("CE, cosine"), Method::DbmCe, Gate::Off),
+    Setting::new("CE, m_C + m_I on P", Some("CE, m_C"), Method::DbmCe, Gate::Positives),
+    Setting::new("CE, m_C + m_I on HP", Some("CE, m_C + m_I on P"), Method::DbmCe, Gate::HardPositives),
+    Setting::new("BS, linear", None, Method::Bs, Gate::Off),
+    Setting::new("BS, cosine", Some("BS, linear"), Method::CosineBs, Gate::Off),
+    Setting::new("BS, m_C", Some("BS, cosine"), Method::DbmBs, Gate::Off),
+    Setting::new("BS, m_C + m_I on P", Some("BS, m_C"), Method::DbmBs, Gate::Positives),
+    Setting::new("BS, m_C + m_I on HP", Some("BS, m_C + m_I on P"), Method::DbmBs, Gate::HardPositives),
 ];
+
+/// Table 2: what has DBM in it is compared with the same without.
+fn methods() -> Vec<Setting> {
+    let base = |method: Method| match method {
+        Method::DbmCe => Some(Method::Ce),
+        Method::DbmDrw => Some(Method::CeDrw),
+        Method::DbmBs => Some(Method::Bs),
+        Method::DbmBcl => Some(Method::Bcl),
+        Method::DbmGml => Some(Method::Gml),
+        Method::DbmNcl => Some(Method::Ncl),
+        _ => None,
+    };
+    let setting =
+        |&method: &Method| Setting::new(method.name(), base(method).map(Method::name), method, Gate::HardPositives);
+    Method::ALL.iter().map(setting).collect()
+}
 
 /// A setting's test accuracies after the last epoch in %, (seeds) of all, many, medium, few.
 #[derive(Debug, Clone, Serialize)]
@@ -161,19 +183,20 @@ fn experiments(arguments: &Arguments) -> Result<()> {
     std::fs::create_dir_all(&arguments.out).map_err(|error| format!("{}: {error}", arguments.out.display()))?;
     let dataset = load(arguments.dataset)?;
     println!("{}; groups {}", dataset.title, dataset.groups.rule);
-    let dbm = Setting::new("DBM-BS", Method::DbmBs, Gate::HardPositives);
-    let mut settings = ABLATION.to_vec();
+    let dbm = Setting::new("DBM-BS", None, Method::DbmBs, Gate::HardPositives);
+    let mut settings = if arguments.methods { methods() } else { ABLATION.to_vec() };
     if arguments.plain {
         settings
             .retain(|setting| matches!(setting.method, Method::Ce | Method::CosineCe | Method::Bs | Method::CosineBs));
     }
-    let (rows, sweeps) = (settings.len(), !arguments.no_sweep && !arguments.plain);
+    let (rows, sweeps) = (settings.len(), !arguments.no_sweep && !arguments.plain && !arguments.methods);
     if sweeps {
         settings.extend(SWEEP_K.iter().filter(|&&k| k != K).map(|&k| Setting { k, ..dbm }));
         settings.extend(SWEEP_TAU.iter().filter(|&&tau| tau != TAU).map(|&tau| Setting { tau, ..dbm }));
     }
     let outcomes = train(arguments, &dataset, &settings)?;
     let name = arguments.dataset.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string());
+    let name = if arguments.methods { name + "-methods" } else { name };
     let path = |end: &str| arguments.out.join(format!("{name}{end}"));
     std::fs::write(path(".json"), serde_json::to_string_pretty(&outcomes)? + "\n")?;
     let table = table(&outcomes[..rows]);
@@ -235,8 +258,9 @@ fn config(arguments: &Arguments, dataset: &Dataset, setting: Setting, seed: u64)
             gate: setting.gate,
             ldam_margin: 0.5,
             beta: 0.9999,
-            drw_epoch: arguments.epochs,
-            companion: None,
+            drw_epoch: arguments.epochs - arguments.epochs.div_ceil(5),
+            companion: CompanionNumbers::new(setting.method, arguments.epochs)
+                .map(|numbers| CompanionNumbers { teacher_network: Network::Patches, ..numbers }),
         },
     }
 }
@@ -302,8 +326,16 @@ fn train(arguments: &Arguments, dataset: &Dataset, settings: &[Setting]) -> Resu
             // Seed by seed, so that what else the machine does meets all settings alike.
             let (seed, which) = (at / settings.len(), at % settings.len());
             let config = config(arguments, dataset, settings[which], seed as u64);
-            let mut run = Run::new(config, dataset, &images, &Device::Cpu, None)?;
-            run.train(&ProgressBar::hidden(), &|| false, |_| Ok(()))?;
+            let trained = |config: Config, teacher: Option<Teacher>| -> Result<Run> {
+                let mut run = Run::new(config, dataset, &images, &Device::Cpu, teacher.as_ref())?;
+                run.train(&ProgressBar::hidden(), &|| false, |_| Ok(()))?;
+                Ok(run)
+            };
+            let teacher = match config.method.companion() {
+                Some(Companion::Gml) => Some(trained(config.teacher(), None)?.teacher()?),
+                _ => None,
+            };
+            let run = trained(config, teacher)?;
             let last = run.progress.history.last().ok_or("a run has an epoch")?;
             let accuracy = last.test_accuracy.map(|value| value.map(|value| 100.0 * value));
             done.lock().expect("no thread panicked with the lock")[which * seeds + seed] = Some(accuracy);
@@ -336,11 +368,10 @@ fn group(outcome: &Outcome, group: usize) -> Option<Vec<f64>> {
     outcome.accuracy.iter().map(|of_seed| of_seed[group]).collect()
 }
 
-/// Accuracy by group, and the paired difference of all classes to the row above of the same loss.
+/// Accuracy by group, and of all classes the difference to another setting, paired by seed.
 fn table(outcomes: &[Outcome]) -> String {
     let mut text =
-        "| Setting | All | Many | Medium | Few | All, less the row above |\n|---|---|---|---|---|---|\n".to_string();
-    let mut above: Option<&Outcome> = None;
+        "| Setting | All | Many | Medium | Few | All, less another |\n|---|---|---|---|---|---|\n".to_string();
     for outcome in outcomes {
         let _ = write!(text, "| {} |", outcome.setting.name);
         for of in 0..4 {
@@ -349,15 +380,13 @@ fn table(outcomes: &[Outcome]) -> String {
                 None => write!(text, " – |"),
             };
         }
-        let difference = above.filter(|above| above.setting.name[..2] == outcome.setting.name[..2]).and_then(|above| {
-            let pairs = group(outcome, 0)?.into_iter().zip(group(above, 0)?);
-            Some(interval(&pairs.map(|(here, above)| here - above).collect::<Vec<_>>()))
+        let difference = outcome.setting.less.and_then(|less| {
+            let other = outcomes.iter().find(|other| other.setting.name == less)?;
+            let pairs = group(outcome, 0)?.into_iter().zip(group(other, 0)?);
+            let (mean, half) = interval(&pairs.map(|(here, there)| here - there).collect::<Vec<_>>());
+            Some(format!("{less}: {mean:+.2} ± {half:.2}"))
         });
-        let _ = match difference {
-            Some((mean, half)) => writeln!(text, " {mean:+.2} ± {half:.2} |"),
-            None => writeln!(text, " |"),
-        };
-        above = Some(outcome);
+        let _ = writeln!(text, " {} |", difference.unwrap_or_default());
     }
     text
 }

@@ -109,7 +109,8 @@ enum DeviceName {
 #[derive(Debug, Clone, Parser)]
 #[command(name = "train")]
 struct Arguments {
-    /// A method by name, or `all`: those of Table 2
+    /// Of Table 2: ce, ldam, dbm-ce, ce-drw, ldam-drw, dbm-drw, bs, dbm-bs, bcl, dbm-bcl, gml, dbm-gml, ncl, dbm-ncl, or `all` of these; of Table 5, too:
+    /// cosine-ce, cosine-bs
     #[arg(long, value_parser = which, default_value = "dbm-bs")]
     method: Which,
     #[arg(long, value_enum, default_value = "cifar100")]
@@ -240,6 +241,9 @@ struct CompanionFlags {
     /// NCL: hard classes of a sample [default: three tenths of all]
     #[arg(long)]
     hard_classes: Option<usize>,
+    /// NCL: the margin in the distillation, too, as the DBM authors' code has it; the paper changes the classification alone
+    #[arg(long)]
+    margined_distillation: bool,
 }
 
 impl CompanionFlags {
@@ -258,6 +262,7 @@ impl CompanionFlags {
             experts: self.experts.unwrap_or(default.experts),
             hard_weight: self.hard_weight.unwrap_or(default.hard_weight),
             hard_classes: self.hard_classes.or(default.hard_classes),
+            margined_distillation: self.margined_distillation,
         })
     }
 }
@@ -319,7 +324,7 @@ fn train(arguments: &Arguments) -> Result<bool> {
             if method.companion() == Some(Companion::Gml) && !trainer.takes_up(&folder) && !teachers.contains_key(&seed)
             {
                 let Some(teacher) =
-                    trainer.run(teacher(&config), &arguments.out.join(format!("teacher-seed{seed}")), None)?
+                    trainer.run(config.teacher(), &arguments.out.join(format!("teacher-seed{seed}")), None)?
                 else {
                     return Ok(false);
                 };
@@ -377,15 +382,6 @@ impl<'a> Trainer<'a> {
         }
         Ok(Some(run))
     }
-}
-
-/// GML's teacher: the same recipe with cross-entropy on a cosine head.
-fn teacher(student: &Config) -> Config {
-    let mut config = Config { method: Method::CosineCe, ..student.clone() };
-    if let Some(numbers) = config.numbers.companion.take() {
-        (config.network, config.epochs) = (numbers.teacher_network, numbers.teacher_epochs);
-    }
-    config
 }
 
 fn check(arguments: &Arguments) -> Result<()> {

@@ -99,6 +99,8 @@ pub struct CompanionNumbers {
     pub experts: usize,
     pub hard_weight: f64,
     pub hard_classes: Option<usize>,
+    /// Whether the distillation sees the margin
+    pub margined_distillation: bool,
 }
 
 impl CompanionNumbers {
@@ -122,6 +124,7 @@ impl CompanionNumbers {
             experts: 3,
             hard_weight: 1.0,
             hard_classes: None,
+            margined_distillation: false,
         })
     }
 }

@@ -46,6 +46,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// Of GML's teacher: the same recipe with cross-entropy on a cosine head.
+    pub fn teacher(&self) -> Self {
+        let mut config = Self { method: Method::CosineCe, ..self.clone() };
+        if let Some(numbers) = config.numbers.companion.take() {
+            (config.network, config.epochs) = (numbers.teacher_network, numbers.teacher_epochs);
+        }
+        config
+    }
+
     /// The learning rate of an epoch: a linear warm-up, then cosine decay.
     pub fn learning_rate(&self, epoch: usize) -> f64 {
         if epoch < self.warmup_epochs {
