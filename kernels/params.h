@@ -121,7 +121,7 @@ struct MarginLossChunk {
     long long class0, classes;
     // stream_backward: g and class_dots are offsets into its shared memory.
     void *g;                  // G (rows, stride): ∂L/∂c, on tensor cores by the inverse norms of its row and its class
-    long long stride;         // classes, rounded up to the tile
+    long long stride;         // at least classes, rounded up to the tile; on chip a little more
     void *class_dots;         // T (row tiles of the whole batch, stride): Σ g·c over a row tile, for dW
     void *partial_sums;       // T (tiles, splits, TILE·TILE)
     unsigned int *arrivals;   // zeroed counters, one a tile that is split

@@ -187,8 +187,21 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
                 if dtype == DType::F32 { 0 } else { logits + gradients },
                 "{name} {n} {c} {d} {dtype:?}: mma flop"
             );
-            if std::env::var_os("SHOW").is_some() {
-                println!("{name} {n} {c} {d} {dtype:?}: {step:?}");
+            if d == 2048 && dtype != DType::F32 {
+                // Every byte of an operand of a tile's product comes by an access of 16 bytes, and nothing else does; g's tiles are padded.
+                let (row_tiles, class_tiles, d_tiles) = (n.div_ceil(64), c.div_ceil(64), d.div_ceil(64));
+                let of_g = if dtype == DType::F16 { 4 } else { 2 };
+                let x_and_w = 2 * d * (n * class_tiles + c * row_tiles);
+                let g = of_g * d_tiles * n * (c + 64 * class_tiles);
+                let operands = x_and_w * if streaming { 3 } else { 2 } + g;
+                assert_eq!(step.wide_read, operands as u64, "{name} {n} {c} {d} {dtype:?}: operands by 16 bytes");
+                // The rest: labels and norms' scales, which eight threads side by side share, once a chunk; a gradient's own row of X or W.
+                let narrow = step.narrow_read as f64 / operands as f64;
+                println!(
+                    "{name} {n} {c} {d} {dtype:?}: narrow reads are {:.1} % of the operands' bytes",
+                    100.0 * narrow
+                );
+                assert!(narrow <= 0.21, "{name} {n} {c} {d} {dtype:?}: {narrow}");
             }
             rows.push(row(n, c, d, dtype, name, &step, compulsory));
         }

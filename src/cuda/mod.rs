@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::loss::{DEFAULT_CUDA_WORKSPACE_BYTES, LossOutput, Reduction};
 use crate::problem::{Gradients, Problem};
 use params::{MarginLossCall, MarginLossChunk};
-use plan::{Alone, Backward, Chunk, Forward, Fused, KindSizes, Limits, Sizes, THREADS, TILE, align, pad};
+use plan::{Alone, Backward, Chunk, Forward, Fused, KindSizes, Limits, Sizes, THREADS, TILE, align};
 
 const STREAM_FORWARD: Module = Module {
     name: "candle_margin_loss_stream_forward",
@@ -441,7 +441,7 @@ fn chunk_arguments(
         class0: chunk.classes.start as i64,
         classes: classes as i64,
         g: g as _,
-        stride: pad(classes) as i64,
+        stride: chunk.stride as i64,
         class_dots: class_dots as _,
         partial_sums: partial_sums as _,
         arrivals: arrivals as _,

@@ -130,10 +130,14 @@ impl Alone {
         }
         // The block's own memory is all the budget there is.
         let plan = Backward::new(sizes, &Limits { multiprocessors: 1, ..*limits }, usize::MAX, dx, dw);
-        let [chunk] = &plan.chunks[..] else { return None };
+        let [mut chunk] = <[Chunk; 1]>::try_from(plan.chunks).ok()?;
+        // Rows of g whole tiles apart would lie in the same banks: 16 bytes more.
+        chunk.stride += 16 / sizes.g;
+        chunk.memory.g = sizes.n * chunk.stride * sizes.g;
+        chunk.memory.class_dots = if dw { sizes.row_tiles() * chunk.stride * sizes.sum } else { 0 };
         let workspace = align(kind.shared + kept);
-        let shared = workspace + plan.bytes();
-        (chunk.arrivals == 0 && limits.fit(1, shared)).then(|| Self { chunk: chunk.clone(), workspace, shared })
+        let shared = workspace + chunk.memory.bytes();
+        (chunk.arrivals == 0 && limits.fit(1, shared)).then_some(Self { chunk, workspace, shared })
     }
 }
 
@@ -217,6 +221,8 @@ pub(super) struct Chunk {
     pub dw: bool,
     pub dx_splits: usize,
     pub dw_splits: usize,
+    /// From a row of g to the next, in elements
+    pub stride: usize,
     pub memory: Memory,
     /// Tiles that are split
     pub arrivals: usize,
@@ -338,7 +344,7 @@ impl Backward {
             dw_sums: if dw && w < sum && rows.len() < n { classes.len() * d * sum } else { 0 },
         };
         let arrivals = dw_split.1 + dx_split.1;
-        self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits, memory, arrivals });
+        self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits, stride, memory, arrivals });
     }
 
     /// What the chunk that takes most takes of the workspace.
@@ -348,7 +354,7 @@ impl Backward {
 }
 
 /// Rounded up to whole tiles.
-pub(super) fn pad(count: usize) -> usize {
+fn pad(count: usize) -> usize {
     count.next_multiple_of(TILE)
 }
 
@@ -539,9 +545,12 @@ mod tests {
                             assert_eq!((chunk.rows, chunk.classes, chunk.dx, chunk.dw), (0..n, 0..c, dx, dw));
                             assert_eq!((chunk.dx_splits, chunk.dw_splits, chunk.arrivals), (1, 1, 0));
                             // g, and dots where dW is wanted, beside the tiles; nothing that outlives the launch.
-                            let dots = if dw { n.div_ceil(TILE) * pad(c) * 4 } else { 0 };
-                            assert_eq!((chunk.memory.g, chunk.memory.class_dots), (n * pad(c) * g, dots));
-                            assert_eq!(shared, workspace + align(n * pad(c) * g) + align(dots));
+                            let stride = pad(c) + 16 / g;
+                            let dots = if dw { n.div_ceil(TILE) * stride * 4 } else { 0 };
+                            let of_g = n * stride * g;
+                            assert_eq!(chunk.stride, stride);
+                            assert_eq!((chunk.memory.g, chunk.memory.class_dots), (of_g, dots));
+                            assert_eq!(shared, workspace + align(of_g) + align(dots));
                             assert!(workspace >= kind.shared && shared + 2048 <= H100.shared_a_block);
                         }
                         assert_eq!(Alone::new(&sizes, &H100, kind, false, false), None);
