@@ -94,7 +94,7 @@ __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &ch
 } // namespace margin_loss
 
 #define ENTRY(NAME, ...)                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_FUSED_BLOCKS)                                            \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_STEP_BLOCKS)                                             \
         fused_step_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {                \
         margin_loss::fused_step<__VA_ARGS__>(call, chunk);                                                                              \
     }

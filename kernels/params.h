@@ -21,8 +21,8 @@
 #define MARGIN_LOSS_STEP_SHARED_TF32 22528
 #define MARGIN_LOSS_STEP_SHARED_TENSOR 36864
 #define MARGIN_LOSS_STEP_STATIC 2048
-// Blocks of fused_step that a multiprocessor has room for in registers; for three, sm_120 would spill.
-#define MARGIN_LOSS_FUSED_BLOCKS 2
+// Blocks of either that a multiprocessor has room for in registers; fused_step for three would spill on sm_120.
+#define MARGIN_LOSS_STEP_BLOCKS 2
 #define MARGIN_LOSS_VALUES_ROW 66
 
 // InstanceGate

@@ -66,7 +66,7 @@ __device__ void scale_gradient(E *out, const E *in, const typename AccumulatorOf
         stream_contract_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
         margin_loss::stream_contract<__VA_ARGS__>(call, chunk);                                                                                \
     }                                                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_FUSED_BLOCKS)                                         \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_STEP_BLOCKS)                                          \
         stream_backward_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
         margin_loss::stream_backward<__VA_ARGS__>(call, chunk);                                                                         \
     }

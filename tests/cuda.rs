@@ -64,8 +64,8 @@ fn assert_same(label: &str, a: &Outcome, b: &Outcome) {
 #[test]
 fn bits_do_not_depend_on_order() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
-    // The second has sums of dX split over blocks, and statistics split over blocks in the streaming kernels.
-    for (n, c, d) in [(70, 130, 33), (5, 1500, 20)] {
+    // The second has sums of dX split over blocks, and statistics split over blocks in the streaming kernels; the third is one block's.
+    for (n, c, d) in [(70, 130, 33), (5, 1500, 20), (40, 100, 20)] {
         for (x, w) in TYPES {
             let inputs = Inputs::random(n, c, d, false, 31)?;
             let inputs = Inputs { x: inputs.x.to_dtype(x)?, w: inputs.w.to_dtype(w)?, ..inputs }.on(&gpu)?;
@@ -300,8 +300,9 @@ fn one_block_is_many() -> Result<()> {
 #[test]
 fn labels_that_are_not_checked() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
-    let (n, c, d) = (70, 67, 20);
-    for dtype in [DType::F32, DType::BF16] {
+    let (n, d) = (70, 20);
+    // The first is of many blocks.
+    for (c, dtype) in [(67, DType::F32), (60, DType::F32), (67, DType::BF16)] {
         let good = Inputs::random(n, c, d, false, 33)?.to(dtype)?.on(&gpu)?;
         for bad in [c as i64, -1, i64::MAX, i64::MIN, 1 << 32] {
             let mut y = good.y.to_vec1::<i64>()?;
@@ -310,7 +311,7 @@ fn labels_that_are_not_checked() -> Result<()> {
             for (streaming, reduction) in [(false, Reduction::Mean), (true, Reduction::Mean), (true, Reduction::None)] {
                 let builder = || MarginLoss::builder(c).streaming(streaming).reduction(reduction);
                 let error = builder().build()?.forward(&inputs.x, &inputs.w, &inputs.y).unwrap_err().to_string();
-                assert!(error.starts_with(&format!("margin loss: label {bad} of row 66 is not in 0..67")), "{error}");
+                assert!(error.starts_with(&format!("margin loss: label {bad} of row 66 is not in 0..{c}")), "{error}");
                 let unchecked = builder().check_labels(false).build()?;
                 let (out, expected) = (fused(&unchecked, &inputs, None)?, fused(&builder().build()?, &good, None)?);
                 assert!(out.per_sample[66].is_nan() && out.dx[66 * d..67 * d].iter().all(|g| g.is_nan()));
@@ -321,6 +322,7 @@ fn labels_that_are_not_checked() -> Result<()> {
         }
     }
     // The same for a sample weight that is none.
+    let c = 60;
     let good = Inputs::random(n, c, d, false, 33)?.to(DType::F32)?.with_sample_weights(3)?.on(&gpu)?;
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
         let mut weights = flat(good.sample_weights.as_ref().ok_or("weights")?);
@@ -364,7 +366,9 @@ fn a_step_is_captured_into_a_graph() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
     let stream = gpu.as_cuda_device()?.cuda_stream();
     // One block, a cooperative grid, and the streaming kernels with sums that are split and must be counted from 0 in each replay.
-    for (n, c, d, streaming) in [(9, 12, 7, false), (70, 130, 40, false), (5, 1500, 20, false), (5, 1500, 20, true)] {
+    for (n, c, d, streaming) in
+        [(9, 12, 7, false), (9, 12, 7, true), (70, 130, 40, false), (5, 1500, 20, false), (5, 1500, 20, true)]
+    {
         for dtype in [DType::F32, DType::BF16] {
             let loss = MarginLoss::builder(c).streaming(streaming).check_labels(false).build()?;
             let batches: Vec<_> =

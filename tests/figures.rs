@@ -216,6 +216,16 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
             let kernels = ["fused_step", "scale_gradient", "scale_gradient"];
             assert_eq!(tracked.kernels(), kernels, "{n} {c} {d} {dtype:?}");
         }
+        if d == 64 {
+            // A gradient for every row: two launches, whatever Candle's own are.
+            let loss = MarginLoss::builder(c).counts(&counts(c)).reduction(Reduction::None).build()?;
+            let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+            let per_row = counted.step(|| {
+                loss.forward(&x, &w, &y)?.sum_all()?.backward()?;
+                Ok(())
+            })?;
+            assert_eq!(per_row.kernels(), ["stream_forward", "stream_backward"], "{n} {c} {d} {dtype:?}");
+        }
         if dtype != DType::F16 && (d <= 512 || all) {
             let loss = MarginLoss::dbm_bs(&counts(c), 0.2)?;
             let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);

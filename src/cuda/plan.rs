@@ -193,7 +193,7 @@ impl Fused {
             * (if dx { sizes.row_tiles() * chunk.dx_splits } else { 0 }
                 + if dw { class_tiles * chunk.dw_splits } else { 0 });
         // As many blocks a multiprocessor as there is room for: they hide each other's waiting.
-        (1..=params::MARGIN_LOSS_FUSED_BLOCKS as usize).rev().find_map(|blocks_a_multiprocessor| {
+        (1..=params::MARGIN_LOSS_STEP_BLOCKS as usize).rev().find_map(|blocks_a_multiprocessor| {
             let blocks = (blocks_a_multiprocessor * limits.multiprocessors).min(tiles.max(contractions));
             let shared = kind.shared + tiles.div_ceil(blocks) * values;
             // Of a row tile, no more parts than it has class tiles.
