@@ -83,6 +83,7 @@ MUTANTS = [
     ("tile.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0), ("mma.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0),
     ("stream_forward.cu", "class_tiles * (split + 1) / call.splits", "class_tiles * (split + 1) / call.splits - (split > 0)", 0),
     ("stream_forward.cu", "other = 1; other < call.splits", "other = 2; other < call.splits", 0),
+    ("stream_forward.cu", "merge(row, merge_halves(of_tile));", "merge(row, of_tile);", 0),
     ("backward.cuh", "(depth + TILE - 1) / TILE", "depth / TILE", 0), ("backward.cuh", "if (*end > depth) *end = depth;", "", 0),
     ("backward.cuh", "i64 other = 0; other < splits", "i64 other = 1; other < splits", 0),
     ("backward.cuh", "row < (part + 1) * (TILE / 2)", "row < (part + 1) * (TILE / 2) - part", 0),
