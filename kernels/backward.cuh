@@ -99,6 +99,18 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
     if (part == 0) scratch.class_dots[row0 / TILE * chunk.stride + (class0 - chunk.class0) + column] = sum + dots[column];
 }
 
+// g of the tile at (row0, class0) from states and norms: its cosines once more.
+template <class Kind>
+__device__ void recompute_g(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch,
+                            CosineTile<Kind> &tile, RowConstants<typename Kind::T> *constants, i64 row0, i64 class0) {
+    load_backward(call, scratch, tile, constants, row0, class0, *call.factor);
+    __syncthreads(); // the product takes labels and norms of every row and class
+    typename CosineTile<Kind>::Sums acc;
+    tile.template multiply<false>(call, row0, class0, true, acc);
+    tile.keep(acc, tile.cosines);
+    write_g(call, chunk, scratch, tile, row0, class0, tile.cosines, constants);
+}
+
 // k is a class: ŵ_j.
 template <class T>
 struct ByClass {
@@ -209,7 +221,7 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
         split_of(chunk.classes, split, chunk.dx_splits, &begin, &end);
         const G *g = static_cast<const G *>(scratch.g) + i0 * chunk.stride + begin;
         const W *w = static_cast<const W *>(call.w) + (chunk.class0 + begin) * call.w_stride + d0;
-        typename Engine::template AlongK<G> a(g, chunk.stride, chunk.rows - i0, end - begin, nullptr, nullptr, scratch.on_chip);
+        typename Engine::template AlongK<G> a(g, chunk.stride, chunk.rows - i0, end - begin, nullptr, nullptr, scratch.g_on_chip);
         typename Engine::template AcrossK<W, ByClass<T>> b(w, call.w_stride, call.d - d0, end - begin, {class_norms + begin});
         Engine::template multiply<false>(acc, a, b, end - begin, tile.stages, nullptr);
         if (!gather<T>(acc, chunk, at, at * chunk.dx_splits, split, chunk.dx_splits)) return;
@@ -240,7 +252,7 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
         split_of(chunk.rows, split, chunk.dw_splits, &begin, &end);
         const G *g = static_cast<const G *>(scratch.g) + j0 + begin * chunk.stride;
         const X *x = static_cast<const X *>(call.x) + (chunk.row0 + begin) * call.x_stride + d0;
-        typename Engine::template AcrossK<G, Plain> a(g, chunk.stride, TILE, end - begin, {}, scratch.on_chip);
+        typename Engine::template AcrossK<G, Plain> a(g, chunk.stride, TILE, end - begin, {}, scratch.g_on_chip);
         typename Engine::template AcrossK<X, ByRow<T>> b(x, call.x_stride, call.d - d0, end - begin, {rows + begin});
         Engine::template multiply<false>(acc, a, b, end - begin, tile.stages, nullptr);
         bool dx_is_split = chunk.dx_splits > 1; // its counters and sums come first
@@ -259,6 +271,31 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
                              chunk.first_rows, chunk.last_rows);
     }
 }
+
+// This block's share of a chunk's contraction, where the chunk is all there is.
+template <class Kind>
+__device__ void contract_all(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch,
+                             ContractTile<Kind> &tile) {
+    i64 row_tiles = (call.n + TILE - 1) / TILE, class_tiles = (call.c + TILE - 1) / TILE, d_tiles = (call.d + TILE - 1) / TILE;
+    i64 blocks = (chunk.dx ? row_tiles * d_tiles * chunk.dx_splits : 0) + (chunk.dw ? class_tiles * d_tiles * chunk.dw_splits : 0);
+    for (i64 block = blockIdx.x; block < blocks; block += gridDim.x) contract(call, chunk, scratch, tile, block);
+}
+
+// What a block that goes from cosines to gradients has in shared memory; what it keeps between the two follows.
+template <class Kind>
+struct StepTiles {
+    union {
+        CosineTile<Kind> cosines;
+        ContractTile<Kind> contract;
+    };
+    RowConstants<typename Kind::T> constants[TILE];
+
+    // At the start of a block's dynamic shared memory.
+    __device__ static StepTiles &at(unsigned char *memory) {
+        static_assert(sizeof(StepTiles) == Kind::STEP_SHARED && Kind::STEP_SHARED % 16 == 0, "what the host makes room for");
+        return *reinterpret_cast<StepTiles *>(memory);
+    }
+};
 
 } // namespace margin_loss
 

@@ -80,11 +80,12 @@ __device__ inline bool rows_aligned(const E *base, i64 stride) {
     return (reinterpret_cast<unsigned long long>(base) | static_cast<unsigned long long>(stride) * sizeof(E)) % 16 == 0;
 }
 
-// Counts this block in; true in the last of `expected` blocks to come, which then sees what the others wrote. The first barrier gathers the
-// block's own writes for thread 0's fence; without the second fence and barrier other blocks' writes need not be seen.
+// Counts this block in; true in the last of `expected` blocks to come, which then sees what the others wrote; one block has no counter. The
+// first barrier gathers the block's own writes for thread 0's fence; without the second fence and barrier other blocks' writes need not be seen.
 __device__ inline bool is_last(unsigned int *arrivals, unsigned int expected) {
     __shared__ bool last;
     __syncthreads();
+    if (expected == 1) return true;
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(arrivals, 1u) == expected - 1;

@@ -14,24 +14,13 @@
 
 namespace margin_loss {
 
-// The fixed part of the shared memory; the kept cosines follow.
-template <class Kind>
-struct FusedShared {
-    union {
-        CosineTile<Kind> tile;
-        ContractTile<Kind> contract;
-    };
-    RowConstants<typename Kind::T> constants[TILE];
-};
-
 template <class Kind>
 __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &chunk) {
     using T = typename Kind::T;
     extern __shared__ __align__(16) unsigned char memory[];
-    FusedShared<Kind> &shared = *reinterpret_cast<FusedShared<Kind> *>(memory);
-    static_assert(sizeof(FusedShared<Kind>) == Kind::FUSED_SHARED && Kind::FUSED_SHARED % 16 == 0, "what the host makes room for");
-    Values<T> *kept = reinterpret_cast<Values<T> *>(memory + sizeof(FusedShared<Kind>));
-    CosineTile<Kind> &tile = shared.tile;
+    StepTiles<Kind> &shared = StepTiles<Kind>::at(memory);
+    CosineTile<Kind> &tile = shared.cosines;
+    Values<T> *kept = reinterpret_cast<Values<T> *>(memory + sizeof(shared)); // (my tiles)
     cooperative_groups::grid_group grid = cooperative_groups::this_grid();
 
     i64 row_tiles = (call.n + TILE - 1) / TILE, class_tiles = (call.c + TILE - 1) / TILE, tiles = row_tiles * class_tiles;
@@ -39,7 +28,8 @@ __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &ch
     i64 owners = gridDim.x < tiles ? gridDim.x : tiles;
     bool owns = blockIdx.x < owners;
     i64 begin = owns ? tiles * blockIdx.x / owners : tiles, end = owns ? tiles * (blockIdx.x + 1) / owners : tiles;
-    Scratch<T> scratch(call, chunk, call.on_chip ? memory : nullptr);
+    unsigned char *own = call.on_chip ? memory : nullptr;
+    Scratch<T> scratch(call, chunk, own, own);
     int r = threadIdx.x % TILE;
     auto wait_for_all = [&] {
         if (call.on_chip) __syncthreads();
@@ -98,15 +88,13 @@ __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &ch
     }
     wait_for_all(); // all of g, and the factor in memory
 
-    i64 d_tiles = (call.d + TILE - 1) / TILE;
-    i64 blocks = (chunk.dx ? row_tiles * d_tiles * chunk.dx_splits : 0) + (chunk.dw ? class_tiles * d_tiles * chunk.dw_splits : 0);
-    for (i64 block = blockIdx.x; block < blocks; block += gridDim.x) contract(call, chunk, scratch, shared.contract, block);
+    contract_all(call, chunk, scratch, shared.contract);
 }
 
 } // namespace margin_loss
 
 #define ENTRY(NAME, ...)                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_FUSED_BLOCKS)                                            \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_STEP_BLOCKS)                                             \
         fused_step_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {                \
         margin_loss::fused_step<__VA_ARGS__>(call, chunk);                                                                              \
     }

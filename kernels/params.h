@@ -14,14 +14,15 @@
 #define MARGIN_LOSS_STATISTICS_F32 32
 #define MARGIN_LOSS_STATISTICS_F64 56
 
-// Bytes of shared memory that fused_step takes beside its tiles of cosines, by kind; what its static variables take at most; a tile's row.
-#define MARGIN_LOSS_FUSED_SHARED_F64 42752
-#define MARGIN_LOSS_FUSED_SHARED_F32 21504
-#define MARGIN_LOSS_FUSED_SHARED_TF32 22528
-#define MARGIN_LOSS_FUSED_SHARED_TENSOR 36864
-#define MARGIN_LOSS_FUSED_STATIC 2048
-// Its blocks that a multiprocessor has room for in registers; for three, sm_120 would spill.
-#define MARGIN_LOSS_FUSED_BLOCKS 2
+// Bytes of shared memory of a block that goes from cosines to gradients (StepTiles), by kind: fused_step has its kept cosines beside it,
+// stream_backward g; what static variables take at most; a tile's row.
+#define MARGIN_LOSS_STEP_SHARED_F64 42752
+#define MARGIN_LOSS_STEP_SHARED_F32 21504
+#define MARGIN_LOSS_STEP_SHARED_TF32 22528
+#define MARGIN_LOSS_STEP_SHARED_TENSOR 36864
+#define MARGIN_LOSS_STEP_STATIC 2048
+// Blocks of either that a multiprocessor has room for in registers; fused_step for three would spill on sm_120.
+#define MARGIN_LOSS_STEP_BLOCKS 2
 #define MARGIN_LOSS_VALUES_ROW 66
 
 // InstanceGate
@@ -106,8 +107,8 @@ struct MarginLossCall {
     unsigned long long *bad_row; // 1 + the first row whose label or weight cannot be; 0 for none
 
     // Workspace.
-    unsigned int *arrivals;   // zeroed counters of stream_forward: all, then one a row tile
-    void *partials;           // Statistics<T> (splits, N)
+    unsigned int *arrivals;   // zeroed counters of stream_forward: all, then one a row tile; null for one block
+    void *partials;           // Statistics<T> (splits, N); stream_forward with one split has none
     long long splits;
     // fused_step in one block: rows, class_norms, partials and the chunk's g and class_dots are offsets into its shared memory.
     int on_chip;
@@ -118,8 +119,9 @@ struct MarginLossCall {
 struct MarginLossChunk {
     long long row0, rows;
     long long class0, classes;
+    // stream_backward: g and class_dots are offsets into its shared memory.
     void *g;                  // G (rows, stride): ∂L/∂c, on tensor cores by the inverse norms of its row and its class
-    long long stride;         // classes, rounded up to the tile
+    long long stride;         // at least classes, rounded up to the tile; on chip a little more
     void *class_dots;         // T (row tiles of the whole batch, stride): Σ g·c over a row tile, for dW
     void *partial_sums;       // T (tiles, splits, TILE·TILE)
     unsigned int *arrivals;   // zeroed counters, one a tile that is split

@@ -37,7 +37,7 @@ struct OnFma {
     using T = typename AccumulatorOf<X>::Type;
     using Logits = Fma<T>;
     using Contract = Fma<T>;
-    static constexpr int FUSED_SHARED = sizeof(T) == 8 ? MARGIN_LOSS_FUSED_SHARED_F64 : MARGIN_LOSS_FUSED_SHARED_F32;
+    static constexpr int STEP_SHARED = sizeof(T) == 8 ? MARGIN_LOSS_STEP_SHARED_F64 : MARGIN_LOSS_STEP_SHARED_F32;
 };
 
 template <class X_, class W_>
@@ -47,7 +47,7 @@ struct OnTf32 {
     using T = float;
     using Logits = Tf32;
     using Contract = Tf32;
-    static constexpr int FUSED_SHARED = MARGIN_LOSS_FUSED_SHARED_TF32;
+    static constexpr int STEP_SHARED = MARGIN_LOSS_STEP_SHARED_TF32;
 };
 
 // f16 has no room for g: its gradients are contracted in TF32, which f16's values fit into.
@@ -58,14 +58,15 @@ struct OnTensorCores {
     using T = float;
     using Logits = Mma<E>;
     using Contract = Contract_;
-    static constexpr int FUSED_SHARED = MARGIN_LOSS_FUSED_SHARED_TENSOR;
+    static constexpr int STEP_SHARED = MARGIN_LOSS_STEP_SHARED_TENSOR;
 };
 
 // Blocks that a multiprocessor is to have room for in registers.
 template <class Kind>
 constexpr int BLOCKS = sizeof(typename Kind::T) == 8 ? 2 : 3;
 
-// What a call's phases leave to each other.
+// What a call's phases leave to each other: in global memory, or in the block's own where one block makes several of them. The host's
+// addresses are then offsets into that.
 template <class T>
 struct Scratch {
     RowState<T> *rows;       // (N)
@@ -73,20 +74,21 @@ struct Scratch {
     Statistics<T> *partials; // (splits, N)
     void *g;                 // of the chunk: G (rows, stride)
     T *class_dots;           // of the chunk: (row tiles, stride)
-    bool on_chip;
+    bool g_on_chip;
 
-    // `memory` is the block's own where the call's scratch is on chip.
-    __device__ Scratch(const MarginLossCall &call, unsigned char *memory = nullptr)
-        : rows(at<RowState<T>>(memory, call.rows)), class_norms(at<Norm<T>>(memory, call.class_norms)),
-          partials(at<Statistics<T>>(memory, call.partials)), g(nullptr), class_dots(nullptr), on_chip(memory != nullptr) {}
+    // The block's memory where it holds what the call has (`of_call`), what the chunk has (`of_chunk`); null where that is global.
+    __device__ Scratch(const MarginLossCall &call, unsigned char *of_call = nullptr)
+        : rows(at<RowState<T>>(of_call, call.rows)), class_norms(at<Norm<T>>(of_call, call.class_norms)),
+          partials(at<Statistics<T>>(of_call, call.partials)), g(nullptr), class_dots(nullptr), g_on_chip(false) {}
 
-    __device__ Scratch(const MarginLossCall &call, const MarginLossChunk &chunk, unsigned char *memory = nullptr) : Scratch(call, memory) {
-        g = at<void>(memory, chunk.g), class_dots = at<T>(memory, chunk.class_dots);
+    __device__ Scratch(const MarginLossCall &call, const MarginLossChunk &chunk, unsigned char *of_call = nullptr, unsigned char *of_chunk = nullptr)
+        : Scratch(call, of_call) {
+        g = at<void>(of_chunk, chunk.g), class_dots = at<T>(of_chunk, chunk.class_dots), g_on_chip = of_chunk != nullptr;
     }
 
     template <class P>
-    __device__ static P *at(unsigned char *memory, void *given) {
-        return reinterpret_cast<P *>(reinterpret_cast<unsigned long long>(memory) + reinterpret_cast<unsigned long long>(given));
+    __device__ static P *at(unsigned char *own, void *given) {
+        return reinterpret_cast<P *>(reinterpret_cast<unsigned long long>(own) + reinterpret_cast<unsigned long long>(given));
     }
 };
 

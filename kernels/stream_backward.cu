@@ -1,10 +1,17 @@
-// Gradients at any size, from the rows' states and the norms that stream_forward left, a chunk of rows and classes at a time:
+// Gradients from the rows' states and the norms that stream_forward left. At any size, a chunk of rows and classes at a time:
 //
 //     stream_gradient, a block for each row tile and class tile:      c = x̂·ŵ once more, and g into the workspace
 //     stream_contract, a block for each tile of dX and of dW:         g·Ŵ and gᵀ·X̂, less their projections
 //
 // g of a chunk is all that is kept. Where a gradient takes several chunks, they come one after the other and add to its sums; where a sum is
 // long and tiles are few, it is split among blocks, and the last of a tile adds up their parts in order.
+//
+// A problem of a few tiles, in one launch of one block, whose shared memory keeps all of g:
+//
+//     stream_backward:    for each row tile and class tile:           c = x̂·ŵ once more, and g
+//                         for each tile of dX and of dW:              the same contraction
+//
+// States and norms stay in global memory there: a copy of them would be one more pass, for what the first-level cache has after one read.
 #include "backward.cuh"
 
 namespace margin_loss {
@@ -14,21 +21,29 @@ __device__ void stream_gradient(const MarginLossCall &call, const MarginLossChun
     using T = typename Kind::T;
     __shared__ CosineTile<Kind> tile;
     __shared__ RowConstants<T> constants[TILE];
-    Scratch<T> scratch(call, chunk);
     i64 class_tiles = (chunk.classes + TILE - 1) / TILE;
     i64 row0 = chunk.row0 + blockIdx.x / class_tiles * TILE, class0 = chunk.class0 + blockIdx.x % class_tiles * TILE;
-    load_backward(call, scratch, tile, constants, row0, class0, *call.factor);
-    __syncthreads();
-    typename CosineTile<Kind>::Sums acc;
-    tile.template multiply<false>(call, row0, class0, true, acc);
-    tile.keep(acc, tile.cosines);
-    write_g(call, chunk, scratch, tile, row0, class0, tile.cosines, constants);
+    recompute_g(call, chunk, Scratch<T>(call, chunk), tile, constants, row0, class0);
 }
 
 template <class Kind>
 __device__ void stream_contract(const MarginLossCall &call, const MarginLossChunk &chunk) {
     __shared__ ContractTile<Kind> tile;
     contract(call, chunk, Scratch<typename Kind::T>(call, chunk), tile, blockIdx.x);
+}
+
+template <class Kind>
+__device__ void stream_backward(const MarginLossCall &call, const MarginLossChunk &chunk) {
+    using T = typename Kind::T;
+    extern __shared__ __align__(16) unsigned char memory[];
+    StepTiles<Kind> &shared = StepTiles<Kind>::at(memory);
+    Scratch<T> scratch(call, chunk, nullptr, memory);
+    i64 row_tiles = (call.n + TILE - 1) / TILE, class_tiles = (call.c + TILE - 1) / TILE;
+    for (i64 at = 0; at < row_tiles * class_tiles; at++) {
+        recompute_g(call, chunk, scratch, shared.cosines, shared.constants, at / class_tiles * TILE, at % class_tiles * TILE);
+        __syncthreads(); // the next tile overwrites cosines and constants; after the last: g and its dots are whole
+    }
+    contract_all(call, chunk, scratch, shared.contract);
 }
 
 // out = in·upstream, a scalar on the device.
@@ -50,6 +65,10 @@ __device__ void scale_gradient(E *out, const E *in, const typename AccumulatorOf
     extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<__VA_ARGS__>)                                                                   \
         stream_contract_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
         margin_loss::stream_contract<__VA_ARGS__>(call, chunk);                                                                                \
+    }                                                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_STEP_BLOCKS)                                          \
+        stream_backward_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
+        margin_loss::stream_backward<__VA_ARGS__>(call, chunk);                                                                         \
     }
 #include "entries.h"
 

@@ -31,10 +31,12 @@ __device__ void stream_forward(const MarginLossCall &call) {
         tile.keep(acc, tile.cosines);
         if (row_tile == 0 && threadIdx.x < TILE && class0 + threadIdx.x < call.c)
             scratch.class_norms[class0 + threadIdx.x] = tile.class_norms[threadIdx.x];
-        tile.add_statistics(call, class0, tile.cosines, row);
+        // Tile by tile, as fused_step: a small problem's loss is the same to the last bit with gradients and without.
+        Statistics<T> of_tile = no_statistics<T>();
+        tile.add_statistics(call, class0, tile.cosines, of_tile);
+        merge(row, merge_halves(of_tile));
         __syncthreads(); // the next product overwrites the cosines
     }
-    row = merge_halves(row);
 
     i64 i = row0 + threadIdx.x / 2;
     bool mine = threadIdx.x % 2 == 0 && i < call.n;

@@ -64,8 +64,8 @@ fn assert_same(label: &str, a: &Outcome, b: &Outcome) {
 #[test]
 fn bits_do_not_depend_on_order() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
-    // The second has sums of dX split over blocks, and statistics split over blocks in the streaming kernels.
-    for (n, c, d) in [(70, 130, 33), (5, 1500, 20)] {
+    // The second has sums of dX split over blocks, and statistics split over blocks in the streaming kernels; the third is one block's.
+    for (n, c, d) in [(70, 130, 33), (5, 1500, 20), (40, 100, 20)] {
         for (x, w) in TYPES {
             let inputs = Inputs::random(n, c, d, false, 31)?;
             let inputs = Inputs { x: inputs.x.to_dtype(x)?, w: inputs.w.to_dtype(w)?, ..inputs }.on(&gpu)?;
@@ -91,6 +91,7 @@ fn kernels_are_the_cpus() -> Result<()> {
     let types = TYPES.into_iter().filter(|&(x, w)| !few || (x == w && x != DType::F64));
     let name = "per class, weights, prior, smoothing, ignore, weighted mean";
     for (x_type, w_type) in types {
+        // One block's are (1, 1, 1), (40, 100, 20), (70, 50, 20), and on tensor cores (65, 63, 65), (70, 130, 33).
         for (n, c, d, budget) in [
             (1, 1, 1, 16),
             (65, 63, 65, 16),
@@ -98,8 +99,10 @@ fn kernels_are_the_cpus() -> Result<()> {
             (5, 1500, 20, 16),
             (130, 70, 200, 16),
             (130, 1600, 17, 1),
-            (70, 130, 40, 16),
+            (70, 130, 72, 16),
             (3, 2200, 5, 16),
+            (40, 100, 20, 16),
+            (70, 50, 20, 16),
         ] {
             let inputs = Inputs::random(n, c, d, true, 36)?.with_sample_weights(8)?;
             let norms = |rows: usize, step: usize| -> Result<Tensor> {
@@ -112,7 +115,7 @@ fn kernels_are_the_cpus() -> Result<()> {
                 };
                 Ok(Tensor::from_vec((0..rows).map(scale).collect::<Vec<f64>>(), (rows, 1), &device())?)
             };
-            // Norms of every kind at one size, where they are far from tiles' edges; elsewhere all tiles take the usual way.
+            // Norms of every kind where they are far from tiles' edges; elsewhere all tiles take the usual way.
             let (mut x, mut w) = (inputs.x.clone(), inputs.w.clone());
             if n == 70 {
                 (x, w) = (x.broadcast_mul(&norms(n, 16)?)?, w.broadcast_mul(&norms(c, 67)?)?);
@@ -214,12 +217,92 @@ fn kernels_agree() -> Result<()> {
     Ok(())
 }
 
+/// The backward pass of one block against that of many, which the same problem takes when rows are added that are ignored: at the edges of tiles
+/// and of what one block does, through the tape with an upstream gradient for every row, with either argument frozen.
+#[test]
+fn one_block_is_many() -> Result<()> {
+    let gpu = Device::new_cuda(0)?;
+    for (n, c, d) in [
+        (1, 1, 1),
+        (64, 64, 64),
+        (65, 64, 33),
+        (64, 65, 64),
+        (63, 64, 65),
+        (128, 1, 16),
+        (3, 129, 16),
+        (130, 65, 24),
+        (5, 384, 16),
+        (64, 64, 384),
+    ] {
+        for (x, w) in TYPES {
+            // Multiply-adds of so many tiles are another block's.
+            let tiles = |count: usize| count.div_ceil(64);
+            let on_tensor_cores = x == w && x.size_in_bytes() == 2 && d >= 16;
+            if !on_tensor_cores && tiles(n) * tiles(c) * tiles(d) > 2 {
+                continue;
+            }
+            let inputs = Inputs::random(n, c, d, true, 38)?.with_sample_weights(9)?;
+            let inputs = Inputs { x: inputs.x.to_dtype(x)?, w: inputs.w.to_dtype(w)?, ..inputs }.on(&gpu)?;
+            let more = 6 * 64;
+            let nothing = Tensor::full(f64::NAN, (more, d), &gpu)?.to_dtype(x)?;
+            let ones = Tensor::ones(more, DType::F64, &gpu)?;
+            let many = Inputs {
+                x: Tensor::cat(&[&inputs.x, &nothing], 0)?,
+                w: inputs.w.clone(),
+                y: Tensor::cat(&[&inputs.y, &Tensor::full(IGNORE, more, &gpu)?], 0)?,
+                sample_weights: inputs.sample_weights.as_ref().map(|w| Tensor::cat(&[w, &ones], 0)).transpose()?,
+            };
+            for name in ["DBM-BS per row, ignore, smoothed", "combined, hard positives, monotone, ignore"] {
+                let label = format!("{n} {c} {d} {x:?} {w:?}, {name}");
+                let loss = loss(c, name, true, 16 << 20)?;
+                let per_row = name.contains("per row");
+                let upstream: Vec<f64> = (0..n + more).map(|i| 0.5 - (i % 7) as f64 / 3.0).collect();
+                let of = |rows: usize| per_row.then_some(&upstream[..rows]);
+                let found = fused(&loss, &inputs, of(n))?;
+                let mut expected = fused(&loss, &many, of(n + more))?;
+                assert!(expected.dx[n * d..].iter().all(|&g| g == 0.0), "{label}");
+                expected.dx.truncate(n * d);
+                if !per_row {
+                    assert_same(&label, &off_tape(&loss, &inputs)?, &found);
+                }
+                for (part, a, b, dtype) in [("dX", &found.dx, &expected.dx, x), ("dW", &found.dw, &expected.dw, w)] {
+                    let rounding = match dtype {
+                        DType::BF16 => f64::from(half::bf16::EPSILON),
+                        DType::F16 => f64::from(half::f16::EPSILON),
+                        DType::F64 => 100.0 * f64::EPSILON,
+                        _ => 40.0 * f64::from(f32::EPSILON),
+                    };
+                    let error = distance(a, b);
+                    assert!(
+                        error <= rounding * size(b).max(1e-3),
+                        "{label}: {part} is off by {error:e} of {:e}",
+                        size(b)
+                    );
+                    // With one tile of classes the forward's sums are grouped alike, and all is.
+                    assert!(c > 64 || a == b, "{label}: {part} is off by {error:e}");
+                }
+                // What is frozen changes nothing of the other gradient.
+                let (xs, ws) = (Var::from_tensor(&inputs.x)?, Var::from_tensor(&inputs.w)?);
+                let gradient = |x: &Tensor, w: &Tensor, of_what: &Tensor| -> Result<Vec<f64>> {
+                    let output = loss.output(x, w, &inputs.y, inputs.sample_weights.as_ref())?.loss;
+                    let grads = common::upstream(&output, of(n))?.backward()?;
+                    Ok(flat(grads.get(of_what).ok_or("no gradient")?))
+                };
+                assert_eq!(gradient(&xs, &inputs.w, &xs)?, found.dx, "{label}: dX, W frozen");
+                assert_eq!(gradient(&inputs.x, &ws, &ws)?, found.dw, "{label}: dW, X frozen");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A label that is no class, or a weight that is none, poisons its row and never reaches memory; checked, it is the CPU's error.
 #[test]
 fn labels_that_are_not_checked() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
-    let (n, c, d) = (70, 67, 20);
-    for dtype in [DType::F32, DType::BF16] {
+    let (n, d) = (70, 20);
+    // The first is of many blocks.
+    for (c, dtype) in [(67, DType::F32), (60, DType::F32), (67, DType::BF16)] {
         let good = Inputs::random(n, c, d, false, 33)?.to(dtype)?.on(&gpu)?;
         for bad in [c as i64, -1, i64::MAX, i64::MIN, 1 << 32] {
             let mut y = good.y.to_vec1::<i64>()?;
@@ -228,7 +311,7 @@ fn labels_that_are_not_checked() -> Result<()> {
             for (streaming, reduction) in [(false, Reduction::Mean), (true, Reduction::Mean), (true, Reduction::None)] {
                 let builder = || MarginLoss::builder(c).streaming(streaming).reduction(reduction);
                 let error = builder().build()?.forward(&inputs.x, &inputs.w, &inputs.y).unwrap_err().to_string();
-                assert!(error.starts_with(&format!("margin loss: label {bad} of row 66 is not in 0..67")), "{error}");
+                assert!(error.starts_with(&format!("margin loss: label {bad} of row 66 is not in 0..{c}")), "{error}");
                 let unchecked = builder().check_labels(false).build()?;
                 let (out, expected) = (fused(&unchecked, &inputs, None)?, fused(&builder().build()?, &good, None)?);
                 assert!(out.per_sample[66].is_nan() && out.dx[66 * d..67 * d].iter().all(|g| g.is_nan()));
@@ -239,6 +322,7 @@ fn labels_that_are_not_checked() -> Result<()> {
         }
     }
     // The same for a sample weight that is none.
+    let c = 60;
     let good = Inputs::random(n, c, d, false, 33)?.to(DType::F32)?.with_sample_weights(3)?.on(&gpu)?;
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
         let mut weights = flat(good.sample_weights.as_ref().ok_or("weights")?);
@@ -282,7 +366,9 @@ fn a_step_is_captured_into_a_graph() -> Result<()> {
     let gpu = Device::new_cuda(0)?;
     let stream = gpu.as_cuda_device()?.cuda_stream();
     // One block, a cooperative grid, and the streaming kernels with sums that are split and must be counted from 0 in each replay.
-    for (n, c, d, streaming) in [(9, 12, 7, false), (70, 130, 40, false), (5, 1500, 20, false), (5, 1500, 20, true)] {
+    for (n, c, d, streaming) in
+        [(9, 12, 7, false), (9, 12, 7, true), (70, 130, 40, false), (5, 1500, 20, false), (5, 1500, 20, true)]
+    {
         for dtype in [DType::F32, DType::BF16] {
             let loss = MarginLoss::builder(c).streaming(streaming).check_labels(false).build()?;
             let batches: Vec<_> =
@@ -314,15 +400,15 @@ fn a_step_is_captured_into_a_graph() -> Result<()> {
 /// Each in a process of its own, since a process has one emulated device.
 #[test]
 fn devices_that_lack_something() -> Result<()> {
-    let (n, c, d) = (130, 250, 8);
-    let step = || -> Result<f64> {
+    let step = |c: usize| -> Result<f64> {
+        let (n, d) = if c == FEW { (64, 64) } else { (130, 8) };
         let (gpu, loss) = (Device::new_cuda(0)?, loss(c, "DBM-BS", false, 16 << 20)?);
         let inputs = Inputs::random(n, c, d, false, 37)?.to(DType::F32)?;
         let (found, expected) = (off_tape(&loss, &inputs.on(&gpu)?)?, off_tape(&loss, &inputs.on(&Device::Cpu)?)?);
         Ok(distance(&found.dw, &expected.dw) / size(&expected.dw))
     };
-    if std::env::var_os("MARGIN_LOSS_CHILD").is_some() {
-        match step() {
+    if let Ok(c) = std::env::var("MARGIN_LOSS_CHILD") {
+        match step(c.parse()?) {
             Ok(error) => assert!(error < 1e-4, "{error}"),
             Err(error) => println!("error: {error}"),
         }
@@ -333,19 +419,26 @@ fn devices_that_lack_something() -> Result<()> {
         println!("SKIPPED: {name} cannot be another device");
         return Ok(());
     }
-    for (claims, expected) in [
-        ("", "fused_step_f32"),
-        ("95=0", "stream_forward_f32"),              // no cooperative launches
-        ("97=49152,81=65536", "stream_forward_f32"), // too little shared memory for the cosines
-        ("81=1048576", "stream_forward_f32"),        // room for two blocks by what it says, but for one in truth
-        ("75=7,76=5", "error: margin loss: the device's compute capability is 7.5, the kernels need 8.0"),
+    // A problem of twelve tiles, and one of two, which is one block's.
+    const MANY: usize = 250;
+    const FEW: usize = 100;
+    for (c, claims, expected) in [
+        (MANY, "", "fused_step_f32"),
+        (MANY, "95=0", "stream_gradient_f32"), // no cooperative launches
+        (MANY, "97=49152,81=65536", "stream_gradient_f32"), // too little shared memory for the cosines
+        (MANY, "81=1048576", "stream_gradient_f32"), // room for two blocks by what it says, but for one in truth
+        (FEW, "", "fused_step_f32"),
+        (FEW, "95=0", "stream_backward_f32"),
+        (FEW, "95=0,97=59392,81=65536", "stream_backward_f32"),
+        (FEW, "97=49152,81=65536", "stream_gradient_f32"), // too little for g beside a tile
+        (MANY, "75=7,76=5", "error: margin loss: the device's compute capability is 7.5, the kernels need 8.0"),
     ] {
         let counters = std::env::temp_dir().join(format!("margin-loss-child-{}", std::process::id()));
         let _ = std::fs::remove_file(&counters);
         let child = std::process::Command::new(std::env::current_exe()?)
             .args(["--exact", "devices_that_lack_something", "--nocapture"])
             .envs([
-                ("MARGIN_LOSS_CHILD", "1"),
+                ("MARGIN_LOSS_CHILD", c.to_string().as_str()),
                 ("PTX_EMULATOR_ATTRIBUTES", claims),
                 ("PTX_EMULATOR_MULTIPROCESSORS", "1"),
             ])
@@ -354,7 +447,9 @@ fn devices_that_lack_something() -> Result<()> {
         let text = String::from_utf8_lossy(&child.stdout).into_owned() + &std::fs::read_to_string(&counters)?;
         assert!(child.status.success(), "{claims}: {text}{}", String::from_utf8_lossy(&child.stderr));
         assert!(text.contains(expected), "{claims}: {text}");
-        assert!(expected.starts_with("fused") || !text.contains("fused_step"), "{claims}: {text}");
+        for other in ["fused_step", "stream_backward", "stream_gradient"] {
+            assert!(expected.starts_with(other) || !text.contains(other), "{claims}: {text}");
+        }
         let _ = std::fs::remove_file(&counters);
     }
     Ok(())

@@ -3,8 +3,9 @@
 //! Where loss and gradients are wanted at once and the cosines fit into the shared memory of the whole device: `fused_step`, one launch. Else
 //!
 //! 1. `stream_forward`: every row's loss and state, the reduced loss.
-//! 2. For each chunk of the backward pass ([`plan::Backward`]; at usual sizes there is one): `stream_gradient`, g of the chunk into the
-//!    workspace; `stream_contract`, dX and dW from g.
+//! 2. `stream_backward`, dX and dW by one block, for a problem of a few tiles ([`plan::Alone`]). Else for each chunk of the backward pass
+//!    ([`plan::Backward`]; at usual sizes there is one): `stream_gradient`, g of the chunk into the workspace; `stream_contract`, dX and dW from
+//!    g.
 //!
 //! Everything is put on the device's stream; nothing waits for it, but the check of labels and sample weights where that is on.
 
@@ -23,7 +24,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, CudaDevice, DType, InplaceOp1, Layout, Shape, Storage, Tensor};
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
     ValidAsZeroBits,
 };
 use half::{bf16, f16};
@@ -32,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::loss::{DEFAULT_CUDA_WORKSPACE_BYTES, LossOutput, Reduction};
 use crate::problem::{Gradients, Problem};
 use params::{MarginLossCall, MarginLossChunk};
-use plan::{Backward, Chunk, Forward, Fused, FusedKind, Limits, Sizes, THREADS, TILE, align, pad};
+use plan::{Alone, Backward, Chunk, Forward, Fused, KindSizes, Limits, Sizes, THREADS, TILE, align};
 
 const STREAM_FORWARD: Module = Module {
     name: "candle_margin_loss_stream_forward",
@@ -214,8 +215,8 @@ fn typed_forward<T: Accumulator>(problem: &Problem, out: Gradients) -> Result<(L
             let (base, _memory) = memory.device_ptr_mut(stream);
             let _outputs = outputs.point_at(call, stream);
             point_at(call, base, &layout);
-            if !fused_step::<T>(problem, device, stream, call, out)? {
-                stream_forward::<T>(problem, device, stream, call)?;
+            if !fused_step(problem, device, stream, call, out)? {
+                stream_forward(problem, device, stream, call)?;
                 gradients(problem, device, stream, call, out)?;
             }
         }
@@ -230,21 +231,24 @@ fn typed_forward<T: Accumulator>(problem: &Problem, out: Gradients) -> Result<(L
     })
 }
 
-fn stream_forward<T: Accumulator>(
+fn stream_forward(
     problem: &Problem,
     device: &CudaDevice,
     stream: &CudaStream,
     call: &mut MarginLossCall,
 ) -> Result<()> {
-    let plan = Forward::new(&sizes(problem), &limits(stream)?);
-    let mut arrivals = device.alloc_zeros::<u32>(1 + plan.row_tiles)?;
-    let partials = if plan.splits > 1 { plan.splits * problem.n * T::STATISTICS } else { 1 };
+    let (sizes, kind) = (sizes(problem), Kind::of(problem));
+    let plan = Forward::new(&sizes, &limits(stream)?, &kind.sizes());
+    let mut arrivals = counters(device, plan.arrivals())?;
+    let partials = plan.partials(&sizes, &kind.sizes());
     // SAFETY: a split's statistics are written before the last one reads them.
-    let mut partials = unsafe { device.alloc::<u8>(partials)? };
-    let (arrivals, _arrivals) = arrivals.device_ptr_mut(stream);
-    let (partials, _partials) = partials.device_ptr_mut(stream);
-    (call.arrivals, call.partials, call.splits) = (arrivals as _, partials as _, plan.splits as i64);
-    let name = format!("stream_forward_{}", Kind::of(problem).suffix());
+    let mut partials = (partials > 0).then(|| unsafe { device.alloc::<u8>(partials) }).transpose()?;
+    let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
+    let partials = partials.as_mut().map(|partials| partials.device_ptr_mut(stream));
+    call.arrivals = arrivals.as_ref().map_or(0, |(address, _)| *address) as _;
+    call.partials = partials.as_ref().map_or(0, |(address, _)| *address) as _;
+    call.splits = plan.splits as i64;
+    let name = format!("stream_forward_{}", kind.suffix());
     let function = device.get_or_load_custom_func(&name, STREAM_FORWARD.name, STREAM_FORWARD.ptx)?;
     let mut builder = function.builder();
     builder.arg(&*call);
@@ -254,7 +258,7 @@ fn stream_forward<T: Accumulator>(
 }
 
 /// Loss and gradients in one launch; false where that is not wanted or does not fit.
-fn fused_step<T: Accumulator>(
+fn fused_step(
     problem: &Problem,
     device: &CudaDevice,
     stream: &CudaStream,
@@ -266,18 +270,14 @@ fn fused_step<T: Accumulator>(
     }
     let (sizes, limits, kind) = (sizes(problem), limits(stream)?, Kind::of(problem));
     let (dx, dw) = (out.features.is_some(), out.weight.is_some());
-    let Some(plan) = Fused::new(&sizes, &limits, &kind.fused::<T>(), budget(problem), dx, dw) else {
+    let Some(plan) = Fused::new(&sizes, &limits, &kind.sizes(), budget(problem), dx, dw) else {
         return Ok(false);
     };
     let name = format!("fused_step_{}", kind.suffix());
     let function = device.get_or_load_custom_func(&name, FUSED_STEP.name, FUSED_STEP.ptx)?;
-    // The same in every call: the attribute is the function's, and calls on other threads set it, too.
-    let own = function.get_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES).w()? as usize;
-    let most = limits.shared_a_block.saturating_sub(own);
-    if plan.shared > most {
+    if !allow_shared(&function, &limits, plan.shared)? {
         return Ok(false);
     }
-    function.set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most as i32).w()?;
     let resident = function.occupancy_max_active_blocks_per_multiprocessor(THREADS, plan.shared, None).w()? as usize;
     if resident < plan.blocks_a_multiprocessor {
         return Ok(false);
@@ -295,7 +295,7 @@ fn fused_step<T: Accumulator>(
     with_optional_pointer(out.features, stream, |dx| {
         with_optional_pointer(out.weight, stream, |dw| {
             (call.dx, call.dw) = (dx as _, dw as _);
-            let mut arrivals = arrivals(device, &plan.chunk)?;
+            let mut arrivals = counters(device, plan.chunk.arrivals)?;
             let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
             let arrivals = arrivals.as_ref().map_or(0, |(address, _)| *address);
             let chunk = chunk_arguments(call, &sizes, &plan.chunk, base + plan.workspace as u64, arrivals);
@@ -309,12 +309,24 @@ fn fused_step<T: Accumulator>(
     })
 }
 
-/// Counters of the tiles that are split.
-fn arrivals(device: &CudaDevice, chunk: &Chunk) -> Result<Option<CudaSlice<u32>>> {
-    Ok((chunk.arrivals > 0).then(|| device.alloc_zeros(chunk.arrivals)).transpose()?)
+/// Lets a function have as much dynamic shared memory as the device has for a block; false where that is less than `wanted` bytes.
+fn allow_shared(function: &CudaFunction, limits: &Limits, wanted: usize) -> Result<bool> {
+    // The same in every call: the attribute is the function's, and calls on other threads set it, too.
+    let own = function.get_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES).w()? as usize;
+    let most = limits.shared_a_block.saturating_sub(own);
+    if wanted > most {
+        return Ok(false);
+    }
+    function.set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most as i32).w()?;
+    Ok(true)
 }
 
-/// The chunks of the backward pass, with a call whose states and upstream gradient are set.
+/// Counters of the blocks that have come to something.
+fn counters(device: &CudaDevice, count: usize) -> Result<Option<CudaSlice<u32>>> {
+    Ok((count > 0).then(|| device.alloc_zeros(count)).transpose()?)
+}
+
+/// The backward pass, with a call whose states and upstream gradient are set.
 fn gradients(
     problem: &Problem,
     device: &CudaDevice,
@@ -322,6 +334,9 @@ fn gradients(
     call: &mut MarginLossCall,
     out: Gradients,
 ) -> Result<()> {
+    if stream_backward(problem, device, stream, call, out)? {
+        return Ok(());
+    }
     let sizes = sizes(problem);
     let plan = Backward::new(&sizes, &limits(stream)?, budget(problem), out.features.is_some(), out.weight.is_some());
     if plan.chunks.is_empty() {
@@ -338,6 +353,39 @@ fn gradients(
     })
 }
 
+/// The whole backward pass in one launch of one block; false where that is not wanted or does not fit.
+fn stream_backward(
+    problem: &Problem,
+    device: &CudaDevice,
+    stream: &CudaStream,
+    call: &mut MarginLossCall,
+    out: Gradients,
+) -> Result<bool> {
+    let (sizes, limits, kind) = (sizes(problem), limits(stream)?, Kind::of(problem));
+    let (dx, dw) = (out.features.is_some(), out.weight.is_some());
+    let Some(plan) = Alone::new(&sizes, &limits, &kind.sizes(), dx, dw) else {
+        return Ok(false);
+    };
+    let name = format!("stream_backward_{}", kind.suffix());
+    let function = device.get_or_load_custom_func(&name, STREAM_BACKWARD.name, STREAM_BACKWARD.ptx)?;
+    if !allow_shared(&function, &limits, plan.shared)? {
+        return Ok(false);
+    }
+    with_optional_pointer(out.features, stream, |dx| {
+        with_optional_pointer(out.weight, stream, |dw| {
+            (call.dx, call.dw) = (dx as _, dw as _);
+            // g is on chip, and addresses from 0 on; nothing is split.
+            let chunk = chunk_arguments(call, &sizes, &plan.chunk, plan.workspace as u64, 0);
+            let mut builder = function.builder();
+            builder.arg(&*call).arg(&chunk);
+            let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(1)? };
+            // SAFETY: as for stream_forward; the shared memory is as large as the plan says.
+            unsafe { builder.launch(config) }.w()?;
+            Ok(true)
+        })
+    })
+}
+
 #[allow(clippy::too_many_arguments)]
 fn launch_chunk(
     problem: &Problem,
@@ -349,7 +397,7 @@ fn launch_chunk(
     workspace: u64,
 ) -> Result<()> {
     let kind = Kind::of(problem);
-    let mut arrivals = arrivals(device, chunk)?;
+    let mut arrivals = counters(device, chunk.arrivals)?;
     let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(stream));
     let address = arrivals.as_ref().map_or(0, |(address, _)| *address);
     let arguments = chunk_arguments(call, sizes, chunk, workspace, address);
@@ -393,7 +441,7 @@ fn chunk_arguments(
         class0: chunk.classes.start as i64,
         classes: classes as i64,
         g: g as _,
-        stride: pad(classes) as i64,
+        stride: chunk.stride as i64,
         class_dots: class_dots as _,
         partial_sums: partial_sums as _,
         arrivals: arrivals as _,
@@ -614,19 +662,23 @@ impl Kind {
         }
     }
 
-    /// What fused_step takes of a device: `Kind::FUSED_SHARED` in rows.cuh.
-    fn fused<T: Accumulator>(self) -> FusedKind {
+    /// What its kernels take: `Kind::STEP_SHARED` in rows.cuh, and the sizes that params.h has.
+    fn sizes(self) -> KindSizes {
         let shared = match (self.x, self.by) {
-            (DType::F64, _) => params::MARGIN_LOSS_FUSED_SHARED_F64,
-            (_, Products::Fma) => params::MARGIN_LOSS_FUSED_SHARED_F32,
-            (_, Products::Tf32) => params::MARGIN_LOSS_FUSED_SHARED_TF32,
-            (_, Products::TensorCores) => params::MARGIN_LOSS_FUSED_SHARED_TENSOR,
+            (DType::F64, _) => params::MARGIN_LOSS_STEP_SHARED_F64,
+            (_, Products::Fma) => params::MARGIN_LOSS_STEP_SHARED_F32,
+            (_, Products::Tf32) => params::MARGIN_LOSS_STEP_SHARED_TF32,
+            (_, Products::TensorCores) => params::MARGIN_LOSS_STEP_SHARED_TENSOR,
         };
-        FusedKind {
+        let (statistics, row_state, norm) = match self.x {
+            DType::F64 => (f64::STATISTICS, f64::ROW_STATE, f64::NORM),
+            _ => (f32::STATISTICS, f32::ROW_STATE, f32::NORM),
+        };
+        KindSizes {
             shared: shared as usize,
-            statistics: T::STATISTICS,
-            row_state: T::ROW_STATE,
-            norm: T::NORM,
+            statistics,
+            row_state,
+            norm,
             alone: if self.by == Products::Fma { 2 } else { 6 },
         }
     }

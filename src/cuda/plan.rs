@@ -24,6 +24,15 @@ pub(super) struct Limits {
     pub cooperative: bool,
 }
 
+impl Limits {
+    /// Whether so many blocks of `shared` bytes of dynamic shared memory are on one multiprocessor at once.
+    fn fit(&self, blocks: usize, shared: usize) -> bool {
+        // A device takes 1 KB of its own for each block.
+        let all = shared + params::MARGIN_LOSS_STEP_STATIC as usize;
+        all <= self.shared_a_block && blocks * (all + 1024) <= self.shared_a_multiprocessor
+    }
+}
+
 /// A problem's sizes in rows, classes, dimensions and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
@@ -41,6 +50,34 @@ impl Sizes {
     fn row_tiles(&self) -> usize {
         self.n.div_ceil(TILE)
     }
+
+    fn class_tiles(&self) -> usize {
+        self.c.div_ceil(TILE)
+    }
+
+    fn d_tiles(&self) -> usize {
+        self.d.div_ceil(TILE)
+    }
+
+    /// So few products that one block is to make them all.
+    fn are_one_blocks(&self, kind: &KindSizes) -> bool {
+        self.row_tiles() * self.class_tiles() * self.d_tiles() <= kind.alone
+    }
+}
+
+/// What a kind of kernel takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct KindSizes {
+    /// Shared memory of a block that goes from cosines to gradients: beside the cosines that fused_step keeps, the g that stream_backward does
+    pub shared: usize,
+    /// One row's statistics and state, one class's norm
+    pub statistics: usize,
+    pub row_state: usize,
+    pub norm: usize,
+    /// Products of three tiles that one block makes sooner than many do with three barriers of the grid between, or with a launch and split
+    /// sums between. By arithmetic, not measured: a barrier takes about 1.5 µs, a launch more; 64³ fused multiply-adds take one multiprocessor
+    /// of 1.7 GHz 1.2 µs, on tensor cores, loads and all, 0.3 µs.
+    pub alone: usize,
 }
 
 /// stream_forward: a block for every row tile and split of the class tiles.
@@ -51,10 +88,56 @@ pub(super) struct Forward {
 }
 
 impl Forward {
-    pub fn new(sizes: &Sizes, limits: &Limits) -> Self {
+    pub fn new(sizes: &Sizes, limits: &Limits, kind: &KindSizes) -> Self {
         let row_tiles = sizes.row_tiles();
         let wanted = BLOCKS_A_MULTIPROCESSOR * limits.multiprocessors / row_tiles.max(1);
-        Self { row_tiles, splits: wanted.clamp(1, sizes.c.div_ceil(TILE)) }
+        let wanted = if sizes.are_one_blocks(kind) { 1 } else { wanted };
+        Self { row_tiles, splits: wanted.clamp(1, sizes.class_tiles()) }
+    }
+
+    /// Bytes of the splits' statistics; one split has none in memory.
+    pub fn partials(&self, sizes: &Sizes, kind: &KindSizes) -> usize {
+        if self.splits > 1 { self.splits * sizes.n * kind.statistics } else { 0 }
+    }
+
+    /// Counters of blocks that have come; one block needs none.
+    pub fn arrivals(&self) -> usize {
+        if self.row_tiles * self.splits > 1 { 1 + self.row_tiles } else { 0 }
+    }
+}
+
+/// A block that makes a whole backward pass, what it keeps for it in its shared memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Alone {
+    /// The only chunk, no sum of it split
+    pub chunk: Chunk,
+    /// Where its workspace begins
+    pub workspace: usize,
+    /// Bytes of dynamic shared memory
+    pub shared: usize,
+}
+
+impl Alone {
+    /// stream_backward. None where the problem is not one block's, or g does not fit.
+    pub fn new(sizes: &Sizes, limits: &Limits, kind: &KindSizes, dx: bool, dw: bool) -> Option<Self> {
+        Self::behind(0, sizes, limits, kind, dx, dw)
+    }
+
+    /// With `kept` bytes of cosines before the workspace.
+    fn behind(kept: usize, sizes: &Sizes, limits: &Limits, kind: &KindSizes, dx: bool, dw: bool) -> Option<Self> {
+        if !sizes.are_one_blocks(kind) {
+            return None;
+        }
+        // The block's own memory is all the budget there is.
+        let plan = Backward::new(sizes, &Limits { multiprocessors: 1, ..*limits }, usize::MAX, dx, dw);
+        let [mut chunk] = <[Chunk; 1]>::try_from(plan.chunks).ok()?;
+        // Rows of g whole tiles apart would lie in the same banks: 16 bytes more.
+        chunk.stride += 16 / sizes.g;
+        chunk.memory.g = sizes.n * chunk.stride * sizes.g;
+        chunk.memory.class_dots = if dw { sizes.row_tiles() * chunk.stride * sizes.sum } else { 0 };
+        let workspace = align(kind.shared + kept);
+        let shared = workspace + chunk.memory.bytes();
+        (chunk.arrivals == 0 && limits.fit(1, shared)).then_some(Self { chunk, workspace, shared })
     }
 }
 
@@ -76,60 +159,32 @@ pub(super) struct Fused {
     pub bytes: usize,
 }
 
-/// What a kind of kernel takes, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FusedKind {
-    /// Shared memory beside the tiles of cosines
-    pub shared: usize,
-    /// One row's statistics and state, one class's norm
-    pub statistics: usize,
-    pub row_state: usize,
-    pub norm: usize,
-    /// Products of three tiles that one block makes sooner than many do with three barriers of the grid between. By arithmetic, not measured: a
-    /// barrier takes about 1.5 µs; 64³ fused multiply-adds take one multiprocessor of 1.7 GHz 1.2 µs, on tensor cores, loads and all, 0.3 µs.
-    pub alone: usize,
-}
-
 impl Fused {
     /// None where the cosines, or g, do not fit.
-    pub fn new(sizes: &Sizes, limits: &Limits, kind: &FusedKind, budget: usize, dx: bool, dw: bool) -> Option<Self> {
+    pub fn new(sizes: &Sizes, limits: &Limits, kind: &KindSizes, budget: usize, dx: bool, dw: bool) -> Option<Self> {
         if !limits.cooperative {
             return None;
         }
-        let class_tiles = sizes.c.div_ceil(TILE);
+        let (class_tiles, d_tiles) = (sizes.class_tiles(), sizes.d_tiles());
         let tiles = sizes.row_tiles() * class_tiles;
-        let d_tiles = sizes.d.div_ceil(TILE);
         let values = TILE * params::MARGIN_LOSS_VALUES_ROW as usize * sizes.sum;
-        // A device takes 1 KB of its own for each block.
-        let fits = |blocks: usize, shared: usize| {
-            let all = shared + params::MARGIN_LOSS_FUSED_STATIC as usize;
-            all <= limits.shared_a_block && blocks * (all + 1024) <= limits.shared_a_multiprocessor
-        };
-        if tiles * d_tiles <= kind.alone {
-            // One block has all rows' statistics at once, and no sum to split.
-            let plan = Backward::new(sizes, &Limits { multiprocessors: 1, ..*limits }, budget, dx, dw);
-            if let [chunk] = &plan.chunks[..]
-                && chunk.dx_splits == 1
-                && chunk.dw_splits == 1
-            {
-                let workspace = align(kind.shared + tiles * values);
-                let partials = workspace + plan.bytes();
-                let rows = partials + align(sizes.n * kind.statistics);
-                let class_norms = rows + align(sizes.n * kind.row_state);
-                let shared = class_norms + align(sizes.c * kind.norm);
-                if fits(1, shared) {
-                    let (chunk, states) = (chunk.clone(), Some((rows, class_norms)));
-                    return Some(Self {
-                        blocks: 1,
-                        blocks_a_multiprocessor: 1,
-                        shared,
-                        chunk,
-                        workspace,
-                        partials,
-                        states,
-                        bytes: 0,
-                    });
-                }
+        // One block has all rows' statistics at once.
+        if let Some(Alone { chunk, workspace, shared }) = Alone::behind(tiles * values, sizes, limits, kind, dx, dw) {
+            let partials = shared;
+            let rows = partials + align(sizes.n * kind.statistics);
+            let class_norms = rows + align(sizes.n * kind.row_state);
+            let shared = class_norms + align(sizes.c * kind.norm);
+            if limits.fit(1, shared) {
+                return Some(Self {
+                    blocks: 1,
+                    blocks_a_multiprocessor: 1,
+                    shared,
+                    chunk,
+                    workspace,
+                    partials,
+                    states: Some((rows, class_norms)),
+                    bytes: 0,
+                });
             }
         }
         let plan = Backward::new(sizes, limits, budget, dx, dw);
@@ -138,12 +193,12 @@ impl Fused {
             * (if dx { sizes.row_tiles() * chunk.dx_splits } else { 0 }
                 + if dw { class_tiles * chunk.dw_splits } else { 0 });
         // As many blocks a multiprocessor as there is room for: they hide each other's waiting.
-        (1..=params::MARGIN_LOSS_FUSED_BLOCKS as usize).rev().find_map(|blocks_a_multiprocessor| {
+        (1..=params::MARGIN_LOSS_STEP_BLOCKS as usize).rev().find_map(|blocks_a_multiprocessor| {
             let blocks = (blocks_a_multiprocessor * limits.multiprocessors).min(tiles.max(contractions));
             let shared = kind.shared + tiles.div_ceil(blocks) * values;
             // Of a row tile, no more parts than it has class tiles.
             let bytes = plan.bytes() + align(class_tiles * sizes.n * kind.statistics);
-            (fits(blocks_a_multiprocessor, shared) && bytes <= budget).then(|| Self {
+            (limits.fit(blocks_a_multiprocessor, shared) && bytes <= budget).then(|| Self {
                 blocks,
                 blocks_a_multiprocessor,
                 shared,
@@ -166,6 +221,8 @@ pub(super) struct Chunk {
     pub dw: bool,
     pub dx_splits: usize,
     pub dw_splits: usize,
+    /// From a row of g to the next, in elements
+    pub stride: usize,
     pub memory: Memory,
     /// Tiles that are split
     pub arrivals: usize,
@@ -287,7 +344,7 @@ impl Backward {
             dw_sums: if dw && w < sum && rows.len() < n { classes.len() * d * sum } else { 0 },
         };
         let arrivals = dw_split.1 + dx_split.1;
-        self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits, memory, arrivals });
+        self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits, stride, memory, arrivals });
     }
 
     /// What the chunk that takes most takes of the workspace.
@@ -297,7 +354,7 @@ impl Backward {
 }
 
 /// Rounded up to whole tiles.
-pub(super) fn pad(count: usize) -> usize {
+fn pad(count: usize) -> usize {
     count.next_multiple_of(TILE)
 }
 
@@ -328,13 +385,14 @@ mod tests {
     /// The least device: Jetson's and GeForce's of capability 8.6 have less shared memory.
     const SMALL: Limits =
         Limits { multiprocessors: 16, shared_a_block: 99 << 10, shared_a_multiprocessor: 100 << 10, cooperative: true };
-    const TENSOR: FusedKind = FusedKind {
-        shared: params::MARGIN_LOSS_FUSED_SHARED_TENSOR as usize,
+    const TENSOR: KindSizes = KindSizes {
+        shared: params::MARGIN_LOSS_STEP_SHARED_TENSOR as usize,
         statistics: 32,
         row_state: 40,
         norm: 8,
         alone: 6,
     };
+    const FMA: KindSizes = KindSizes { shared: params::MARGIN_LOSS_STEP_SHARED_F32 as usize, alone: 2, ..TENSOR };
     const MIB: usize = 1 << 20;
 
     fn sizes(n: usize, c: usize, d: usize, x: usize, w: usize) -> Sizes {
@@ -470,10 +528,64 @@ mod tests {
         assert!(chunk.memory.partial_sums <= 4 * MIB);
     }
 
+    /// stream_backward takes what has few enough tiles along all three sides, dX or dW or both, and nothing else.
+    #[test]
+    fn one_block_makes_the_backward_of_a_few_tiles() {
+        let both = [(true, true), (true, false), (false, true)];
+        let tiles = |n: usize, c: usize, d: usize| n.div_ceil(TILE) * c.div_ceil(TILE) * d.div_ceil(TILE);
+        for (kind, g) in [(&TENSOR, 2), (&TENSOR, 4), (&FMA, 4)] {
+            for n in [1, 63, 64, 65, 128, 129, 384, 385] {
+                for c in [1, 64, 65, 128, 129, 192, 193, 384, 385] {
+                    for d in [1, 64, 65, 128, 129, 385] {
+                        let sizes = Sizes { g, ..sizes(n, c, d, 2, 2) };
+                        for (dx, dw) in both {
+                            let plan = Alone::new(&sizes, &H100, kind, dx, dw);
+                            assert_eq!(plan.is_some(), tiles(n, c, d) <= kind.alone, "{sizes:?}");
+                            let Some(Alone { chunk, workspace, shared }) = plan else { continue };
+                            assert_eq!((chunk.rows, chunk.classes, chunk.dx, chunk.dw), (0..n, 0..c, dx, dw));
+                            assert_eq!((chunk.dx_splits, chunk.dw_splits, chunk.arrivals), (1, 1, 0));
+                            // g, and dots where dW is wanted, beside the tiles; nothing that outlives the launch.
+                            let stride = pad(c) + 16 / g;
+                            let dots = if dw { n.div_ceil(TILE) * stride * 4 } else { 0 };
+                            let of_g = n * stride * g;
+                            assert_eq!(chunk.stride, stride);
+                            assert_eq!((chunk.memory.g, chunk.memory.class_dots), (of_g, dots));
+                            assert_eq!(shared, workspace + align(of_g) + align(dots));
+                            assert!(workspace >= kind.shared && shared + 2048 <= H100.shared_a_block);
+                        }
+                        assert_eq!(Alone::new(&sizes, &H100, kind, false, false), None);
+                    }
+                }
+            }
+        }
+        // A device without cooperative launches does it all the same; one whose block has no room for g does not.
+        let alone = |sizes, limits| Alone::new(&sizes, &limits, &TENSOR, true, true);
+        let usual = sizes(64, 100, 64, 2, 2); // 36 KB of tiles, 16 KB of g
+        assert!(alone(usual, Limits { cooperative: false, ..SMALL }).is_some());
+        let least = alone(usual, SMALL).unwrap().shared + params::MARGIN_LOSS_STEP_STATIC as usize;
+        for (shared_a_block, fits) in [(least, true), (least - 1, false)] {
+            assert_eq!(alone(usual, Limits { shared_a_block, ..SMALL }).is_some(), fits);
+            let shared_a_multiprocessor = shared_a_block + 1024;
+            assert_eq!(alone(usual, Limits { shared_a_multiprocessor, ..SMALL }).is_some(), fits);
+        }
+        let large = Sizes { g: 4, ..sizes(64, 384, 64, 2, 2) }; // 96 KB of g in f32
+        assert!(alone(large, H100).is_some() && alone(large, SMALL).is_none());
+    }
+
     #[test]
     fn the_forward_fills_the_device_and_no_more() {
-        let forward = |n, c| Forward::new(&sizes(n, c, 64, 4, 4), &H100);
-        assert_eq!(forward(64, 100), Forward { row_tiles: 1, splits: 2 });
+        let forward = |n, c| Forward::new(&sizes(n, c, 64, 4, 4), &H100, &FMA);
+        // What one block can do leaves no partial statistics, and what one block does, no counter.
+        assert_eq!(forward(64, 128), Forward { row_tiles: 1, splits: 1 });
+        assert_eq!(forward(64, 129), Forward { row_tiles: 1, splits: 3 });
+        assert_eq!(forward(128, 64), Forward { row_tiles: 2, splits: 1 });
+        let needs = |n, c| {
+            let plan = forward(n, c);
+            (plan.partials(&sizes(n, c, 64, 4, 4), &FMA), plan.arrivals())
+        };
+        assert_eq!(needs(64, 128), (0, 0));
+        assert_eq!(needs(64, 129), (3 * 64 * 32, 2));
+        assert_eq!(needs(128, 64), (0, 3));
         assert_eq!(forward(256, 8142), Forward { row_tiles: 4, splits: 66 });
         assert_eq!(forward(100_000, 8142), Forward { row_tiles: 1563, splits: 1 });
     }

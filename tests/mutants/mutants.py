@@ -38,10 +38,10 @@ MUTANTS = [
     ("rows.cuh", "if (!__syncthreads_or(!plain)) return;", "if (plain) return;", 0),
     ("rows.cuh", SYNC, "", 0), ("rows.cuh", SYNC, "", 1), ("rows.cuh", SYNC, "", 2), ("rows.cuh", SYNC, "", 3), ("rows.cuh", SYNC, "", 4),
     ("common.cuh", SYNC, "", 0), ("common.cuh", SYNC, "", 1), ("common.cuh", SYNC, "", 2), ("common.cuh", SYNC, "", 3),
-    ("backward.cuh", SYNC, "", 0), ("backward.cuh", SYNC, "", 1), ("backward.cuh", SYNC, "", 2),
+    ("backward.cuh", SYNC, "", 0), ("backward.cuh", SYNC, "", 1), ("backward.cuh", SYNC, "", 2), ("backward.cuh", SYNC, "", 3),
     ("stream_forward.cu", SYNC, "", 0), ("stream_forward.cu", SYNC, "", 1),
     ("stream_backward.cu", SYNC, "", 0),
-    ("fused_step.cu", SYNC, "", 0), ("fused_step.cu", SYNC, "", 1), ("fused_step.cu", SYNC, "", 2), ("fused_step.cu", SYNC, "", 3), ("fused_step.cu", SYNC, "", 4),
+    ("fused_step.cu", SYNC, ";", 0), ("fused_step.cu", SYNC, "", 1), ("fused_step.cu", SYNC, "", 2), ("fused_step.cu", SYNC, "", 3), ("fused_step.cu", SYNC, "", 4),
     # of the grid, and fences
     ("fused_step.cu", "wait_for_all(); // every tile", "__syncthreads(); // every tile", 0),
     ("fused_step.cu", "wait_for_all(); // every row", "__syncthreads(); // every row", 0),
@@ -49,12 +49,14 @@ MUTANTS = [
     ("fused_step.cu", "if (call.on_chip) __syncthreads();", "if (call.on_chip) return;", 0),
     ("common.cuh", "__threadfence();", "", 0), ("common.cuh", "__threadfence();", "", 1),
     ("common.cuh", "== expected - 1", "== 0", 0),
+    ("common.cuh", "if (expected == 1) return true;", "", 0), ("common.cuh", "if (expected == 1)", "if (expected <= 2)", 0),
     # copies in flight
     ("mma.cuh", "wait_copies<1>();", "", 0), ("mma.cuh", "wait_copies<1>();", "wait_copies<2>();", 0),
     ("mma.cuh", "commit_copies(); // an empty", "// an empty", 0),
     ("mma.cuh", "chunk ^ (row % 8)", "chunk ^ (row % 4)", 0),
     ("mma.cuh", "scale == 1.f && copies", "scale == 1.f", 0), ("mma.cuh", "scale == 1.f && copies", "copies", 0),
     ("mma.cuh", "copies(aligned && !on_chip)", "copies(aligned)", 0), ("mma.cuh", "copies(aligned && !on_chip)", "copies(aligned)", 1),
+    ("rows.cuh", "g_on_chip = of_chunk != nullptr", "g_on_chip = false", 0),
     ("tile.cuh", "__syncwarp();", "", 0),
     # masks
     ("mma.cuh", "count >= CHUNK ? CHUNK : count > 0 ? int(count) : 0", "CHUNK", 0),
@@ -81,6 +83,7 @@ MUTANTS = [
     ("tile.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0), ("mma.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0),
     ("stream_forward.cu", "class_tiles * (split + 1) / call.splits", "class_tiles * (split + 1) / call.splits - (split > 0)", 0),
     ("stream_forward.cu", "other = 1; other < call.splits", "other = 2; other < call.splits", 0),
+    ("stream_forward.cu", "merge(row, merge_halves(of_tile));", "merge(row, of_tile);", 0),
     ("backward.cuh", "(depth + TILE - 1) / TILE", "depth / TILE", 0), ("backward.cuh", "if (*end > depth) *end = depth;", "", 0),
     ("backward.cuh", "i64 other = 0; other < splits", "i64 other = 1; other < splits", 0),
     ("backward.cuh", "row < (part + 1) * (TILE / 2)", "row < (part + 1) * (TILE / 2) - part", 0),
@@ -89,6 +92,13 @@ MUTANTS = [
     ("fused_step.cu", "gridDim.x < tiles ? gridDim.x : tiles", "gridDim.x", 0), ("fused_step.cu", "at + 1 == end || ", "", 0),
     ("fused_step.cu", "|| class_tile + 1 == class_tiles", "", 0), ("fused_step.cu", "            row = no_statistics<T>();", "", 0),
     ("fused_step.cu", "part += 32", "part += 64", 0), ("fused_step.cu", "int offset = 16; offset > 0", "int offset = 8; offset > 0", 0),
+    ("backward.cuh", "for (i64 block = blockIdx.x; block < blocks", "for (i64 block = blockIdx.x + 1; block < blocks", 0),
+    ("backward.cuh", "for (i64 block = blockIdx.x; block < blocks", "for (i64 block = blockIdx.x; block + 1 < blocks", 0),
+    ("backward.cuh", "chunk.dw ? class_tiles * d_tiles", "chunk.dw ? row_tiles * d_tiles", 0), ("backward.cuh", "chunk.dx ? row_tiles * d_tiles", "chunk.dx ? class_tiles * d_tiles", 0),
+    ("stream_backward.cu", "at < row_tiles * class_tiles", "at + 1 < row_tiles * class_tiles", 0), ("stream_backward.cu", "at < row_tiles * class_tiles", "at < class_tiles", 0),
+    ("stream_backward.cu", "at / class_tiles * TILE", "at / row_tiles * TILE", 0), ("stream_backward.cu", "at % class_tiles * TILE", "at % row_tiles * TILE", 0),
+    ("stream_backward.cu", "blockIdx.x / class_tiles * TILE", "blockIdx.x % class_tiles * TILE", 0), ("stream_backward.cu", "(chunk.classes + TILE - 1) / TILE", "(call.c + TILE - 1) / TILE", 0),
+    ("stream_backward.cu", "scratch(call, chunk, nullptr, memory)", "scratch(call, chunk, memory, memory)", 0),
     # numbers at their ends
     ("margin.cuh", "other.max == T(-INFINITY) ? T(1) : exp2", "exp2", 0), ("rows.cuh", "square >= LEAST && square <= MOST", "true", 0),
     ("rows.cuh", "norm < shortest ? -shortest : norm", "norm", 0), ("rows.cuh", "exponent < -60 ? -60 : exponent", "exponent", 0),
@@ -140,7 +150,7 @@ def run(binary, index):
             out = folder / f"{module}.ptx"
             made = subprocess.run(["nvcc", "-std=c++17", "-lineinfo", "--ptx", "-arch=compute_80", "-o", out, sources / f"{module}.cu"], capture_output=True, text=True)
             if made.returncode:
-                return True, "does not compile: " + made.stderr.strip().splitlines()[0]
+                return False, "**does not compile**: " + made.stderr.strip().splitlines()[0].split(": ", 1)[-1]
         # On few multiprocessors a block loops over its tiles, on many sums are split: what the first does not show, the second may.
         for multiprocessors in ["1"] if index is not None and MUTANTS[index] in EQUIVALENT else ["1", "132"]:
             environment = {**os.environ, "PTX_EMULATOR_REPLACE": str(folder), "PTX_EMULATOR_MULTIPROCESSORS": multiprocessors, "MARGIN_LOSS_MUTANTS": "1"}

@@ -42,6 +42,8 @@ pub struct Counters {
     pub distinct_written: u64,
     /// Global accesses of less than 16 bytes a lane
     pub narrow_accesses: u64,
+    /// Bytes read from global memory by such, as asked for
+    pub narrow_read: u64,
     /// Cycles that accesses to shared memory take beyond one for each phase, by conflicts of its 32 banks
     pub bank_conflicts: u64,
     /// Those of `ldmatrix`
@@ -71,6 +73,7 @@ impl Counters {
             distinct_read,
             distinct_written,
             narrow_accesses,
+            narrow_read,
             bank_conflicts,
             matrix_conflicts
         );

@@ -1299,6 +1299,7 @@ impl<'g> Run<'g> {
                 *(if write { &mut self.counters.global_written } else { &mut self.counters.global_read }) += bytes;
                 self.counters.global_accesses += 1;
                 self.counters.narrow_accesses += u64::from(size < 16);
+                self.counters.narrow_read += if write || size >= 16 { 0 } else { bytes };
                 self.counters.global_sectors += count::sectors(active, addresses, size);
                 return true;
             }

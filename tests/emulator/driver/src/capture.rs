@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, lock};
@@ -19,9 +20,16 @@ struct Graph {
     frees: AtomicBool,
 }
 
+/// A stream by its handle, and by its thread where it is `CU_STREAM_PER_THREAD`, which is another one in each.
+type Stream = (u64, Option<ThreadId>);
+
+fn own(stream: u64) -> Stream {
+    (stream, (stream == 2).then(|| thread::current().id()))
+}
+
 #[derive(Default)]
 struct Kept {
-    capturing: HashMap<u64, Graph>,
+    capturing: HashMap<Stream, Graph>,
     graphs: HashMap<u64, Arc<Graph>>,
     events: HashMap<u64, Instant>,
     pinned: HashMap<usize, Box<[u64]>>,
@@ -31,7 +39,7 @@ static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 
 /// Runs work now, or keeps it for the graph that its stream is captured into.
 pub(crate) fn run_or_record(device: &Device, stream: u64, work: Work) -> Outcome<()> {
-    if let Some(captured) = lock(&KEPT).capturing.get_mut(&stream) {
+    if let Some(captured) = lock(&KEPT).capturing.get_mut(&own(stream)) {
         captured.work.push(work);
         return Ok(());
     }
@@ -41,7 +49,7 @@ pub(crate) fn run_or_record(device: &Device, stream: u64, work: Work) -> Outcome
 /// Allocates now; of a graph that is being captured, at each of its launches, at the same address.
 pub(crate) fn allocate(device: &Device, stream: u64, size: usize) -> Outcome<u64> {
     let base = device.memory.allocate(size)?;
-    if let Some(captured) = lock(&KEPT).capturing.get_mut(&stream) {
+    if let Some(captured) = lock(&KEPT).capturing.get_mut(&own(stream)) {
         device.memory.free(base)?;
         captured.memory.push(base);
         captured.work.push(Box::new(move |device| Ok(device.memory.allocate_again(base)?)));
@@ -55,11 +63,11 @@ pub(crate) fn free(device: &Device, stream: u64, base: u64) -> Outcome<()> {
 }
 
 pub(crate) fn is_capturing(stream: u64) -> bool {
-    lock(&KEPT).capturing.contains_key(&stream)
+    lock(&KEPT).capturing.contains_key(&own(stream))
 }
 
 pub(crate) fn begin(stream: u64) -> Outcome<()> {
-    match lock(&KEPT).capturing.insert(stream, Graph::default()) {
+    match lock(&KEPT).capturing.insert(own(stream), Graph::default()) {
         None => Ok(()),
         Some(_) => Err(Failure::new(INVALID_VALUE, "the stream is being captured")),
     }
@@ -67,7 +75,7 @@ pub(crate) fn begin(stream: u64) -> Outcome<()> {
 
 pub(crate) fn end(device: &Device, stream: u64) -> Outcome<u64> {
     let mut kept = lock(&KEPT);
-    let Some(captured) = kept.capturing.remove(&stream) else {
+    let Some(captured) = kept.capturing.remove(&own(stream)) else {
         return Err(Failure::new(INVALID_VALUE, "the stream is not being captured"));
     };
     let graph = device.handle();

@@ -272,6 +272,26 @@ fn graphs() {
     }
 }
 
+/// `CU_STREAM_PER_THREAD` is another stream in every thread: what one captures is not taken from another.
+#[test]
+fn a_threads_stream_is_its_own() {
+    let capturing = || {
+        let mut status = -1;
+        // SAFETY: room for the result
+        assert_eq!(unsafe { cuStreamIsCapturing(2, &mut status) }, 0);
+        status
+    };
+    let mut graph = 0;
+    // SAFETY: room for the result
+    unsafe {
+        assert_eq!(cuStreamBeginCapture_v2(2, 0), 0);
+        let elsewhere = std::thread::spawn(capturing).join().unwrap();
+        assert_eq!((capturing(), elsewhere), (1, 0));
+        assert_eq!(cuStreamEndCapture(2, &mut graph), 0);
+        assert_eq!(cuGraphDestroy(graph), 0);
+    }
+}
+
 /// A launch whose allocations are still there from the launch before fails, unless it was told to free them.
 #[test]
 fn graphs_that_allocate() {
