@@ -74,6 +74,22 @@ __device__ inline void load_some(const E *from, i64 count, bool aligned, T (&v)[
     for (int i = 0; i < 8; i++) v[i] = i < count ? T(widen(from[i])) : T(0);
 }
 
+// Writes what load_some reads, rounded.
+template <class E, class T>
+__device__ inline void store_some(E *to, i64 count, bool aligned, const T (&v)[8]) {
+    union { uint4 bits[8 * sizeof(E) / 16]; E elements[8]; } all;
+#pragma unroll
+    for (int i = 0; i < 8; i++) all.elements[i] = Narrow<E, T>::of(v[i]);
+    if (aligned && count >= 8) {
+#pragma unroll
+        for (int i = 0; i < int(8 * sizeof(E) / 16); i++) reinterpret_cast<uint4 *>(to)[i] = all.bits[i];
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (i < count) to[i] = all.elements[i];
+}
+
 // Whether every row of a matrix begins at a multiple of 16 bytes.
 template <class E>
 __device__ inline bool rows_aligned(const E *base, i64 stride) {

@@ -136,15 +136,24 @@ fn backward(problem: &Problem, states: &States, upstream: &Tensor, gradients: Gr
     }
 }
 
-/// `gradient` times a scalar upstream gradient.
-fn scaled(gradient: &Tensor, upstream: &Tensor) -> Result<Tensor> {
-    match gradient.device() {
+/// dX and dW, as far as they are there, times a scalar upstream gradient. `types` are X's and W's.
+fn scaled(
+    types: (DType, DType),
+    (dx, dw): (Option<&Tensor>, Option<&Tensor>),
+    upstream: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    match upstream.device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => crate::cuda::scaled(gradient, upstream),
+        Device::Cuda(_) => crate::cuda::scaled(types, (dx, dw), upstream),
         _ => {
+            let _ = types; // a kernel's name
             let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
             // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
-            Ok(if upstream == 1.0 { gradient.clone() } else { gradient.affine(upstream, 0.0)? })
+            let scaled = |gradient: &Tensor| match upstream {
+                1.0 => Ok(gradient.clone()),
+                _ => gradient.affine(upstream, 0.0),
+            };
+            Ok((dx.map(scaled).transpose()?, dw.map(scaled).transpose()?))
         }
     }
 }
@@ -251,8 +260,8 @@ impl CustomOp2 for Node {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         match &self.gradients {
             Kept::Reduced { dx, dw } => {
-                let scale = |gradient: &Option<Tensor>| gradient.as_ref().map(|g| scaled(g, upstream)).transpose();
-                Ok((scale(dx)?, scale(dw)?))
+                let types = (features.dtype(), weight.dtype());
+                Ok(scaled(types, (dx.as_ref(), dw.as_ref()), upstream)?)
             }
             Kept::PerRow { loss, labels, sample_weights, states } => {
                 let problem = Problem::new(loss, features, weight, labels, sample_weights.as_ref())?;

@@ -90,7 +90,7 @@ fn every_target_as_recorded() {
             }
         }
     }
-    assert_eq!(found.len(), 11 * 5 + 4, "eleven kinds of five kernels, and scale_gradient");
+    assert_eq!(found.len(), 11 * 5 + 6, "eleven kinds of five kernels, and scale_gradients");
 
     let mut table = String::from(
         "# Registers, shared memory and occupancy\n\n\

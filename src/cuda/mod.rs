@@ -172,31 +172,44 @@ pub(crate) fn backward(problem: &Problem, states: &States, upstream: &Tensor, ou
     })
 }
 
-/// `gradient`·`upstream`, a scalar of the loss's dtype that stays on the device.
-pub(crate) fn scaled(gradient: &Tensor, upstream: &Tensor) -> Result<Tensor> {
-    let device = gradient.device().as_cuda_device()?;
+/// dX and dW, as far as they are there, by `upstream`, a scalar of the loss's dtype that stays on the device. `types` are X's and W's.
+pub(crate) fn scaled(
+    types: (DType, DType),
+    (dx, dw): (Option<&Tensor>, Option<&Tensor>),
+    upstream: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let device = upstream.device().as_cuda_device()?;
     let stream = device.cuda_stream();
+    let count = |gradient: Option<&Tensor>| gradient.map_or(0, Tensor::elem_count);
     // SAFETY: the kernel writes every element.
-    let out = unsafe { Tensor::empty(gradient.dims(), gradient.dtype(), gradient.device())? };
-    let count = gradient.elem_count();
-    if count == 0 {
-        return Ok(out);
+    let new = |gradient: &Tensor| unsafe { Tensor::empty(gradient.dims(), gradient.dtype(), gradient.device()) };
+    let (to_dx, to_dw) = (dx.map(new).transpose()?, dw.map(new).transpose()?);
+    let (x_count, w_count) = (count(dx), count(dw));
+    if x_count.max(w_count) == 0 {
+        return Ok((to_dx, to_dw));
     }
-    with_pointer(&out, &stream, |to| {
-        let ((from, from_layout), (by, by_layout)) = (gradient.storage_and_layout(), upstream.storage_and_layout());
-        let (from, _from) = pointer(&from, from_layout, &stream)?;
-        let (by, _by) = pointer(&by, by_layout, &stream)?;
-        let name = format!("scale_gradient_{}", gradient.dtype().as_str());
-        let function = device.get_or_load_custom_func(&name, STREAM_BACKWARD.name, STREAM_BACKWARD.ptx)?;
-        let blocks = count.div_ceil(THREADS as usize).min(16 * limits(&stream)?.multiprocessors);
-        let mut builder = function.builder();
-        let count = count as i64;
-        builder.arg(&to).arg(&from).arg(&by).arg(&count);
-        // SAFETY: `to` and `from` are `count` elements of the kernel's type, and `by` is one of their type of accumulation.
-        unsafe { builder.launch(config(blocks)?) }.w()?;
-        Ok(())
+    let (x_from, w_from) = (dx.map(Tensor::storage_and_layout), dw.map(Tensor::storage_and_layout));
+    let (from_x, _x) = x_from.as_ref().map(|(storage, layout)| pointer(storage, layout, &stream)).transpose()?.unzip();
+    let (from_w, _w) = w_from.as_ref().map(|(storage, layout)| pointer(storage, layout, &stream)).transpose()?.unzip();
+    let (from_x, from_w) = (from_x.unwrap_or(0), from_w.unwrap_or(0));
+    let (by, by_layout) = upstream.storage_and_layout();
+    let (by, _by) = pointer(&by, by_layout, &stream)?;
+    let kind = Kind { x: types.0, w: types.1, by: Products::Fma };
+    let name = format!("scale_gradients_{}", kind.suffix());
+    let function = device.get_or_load_custom_func(&name, STREAM_BACKWARD.name, STREAM_BACKWARD.ptx)?;
+    let blocks = x_count.max(w_count).div_ceil(8 * THREADS as usize).min(16 * limits(&stream)?.multiprocessors);
+    with_optional_pointer(to_dx.as_ref().filter(|_| x_count > 0), &stream, |to_x| {
+        with_optional_pointer(to_dw.as_ref().filter(|_| w_count > 0), &stream, |to_w| {
+            let (x_count, w_count) = (x_count as i64, w_count as i64);
+            let mut builder = function.builder();
+            builder.arg(&to_x).arg(&from_x).arg(&x_count).arg(&to_w).arg(&from_w).arg(&w_count).arg(&by);
+            // SAFETY: `to_x` and `from_x` are `x_count` elements of X's type, `to_w` and `from_w` `w_count` of W's, and `by` is one of their type of
+            // accumulation.
+            unsafe { builder.launch(config(blocks)?) }.w()?;
+            Ok(())
+        })
     })?;
-    Ok(out)
+    Ok((to_dx, to_dw))
 }
 
 fn typed_forward<T: Accumulator>(problem: &Problem, out: Gradients) -> Result<(LossOutput, States)> {
