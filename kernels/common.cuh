@@ -80,7 +80,7 @@ __device__ inline void store_some(E *to, i64 count, bool aligned, const T (&v)[8
     union { uint4 bits[8 * sizeof(E) / 16]; E elements[8]; } all;
 #pragma unroll
     for (int i = 0; i < 8; i++) all.elements[i] = Narrow<E, T>::of(v[i]);
-    if (aligned && count >= 8) {
+    if (count >= 8 && aligned) {
 #pragma unroll
         for (int i = 0; i < int(8 * sizeof(E) / 16); i++) reinterpret_cast<uint4 *>(to)[i] = all.bits[i];
         return;

@@ -9,8 +9,8 @@ mod common;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_margin_loss::{MarginLoss, Reduction};
 use common::{
-    IGNORE, Inputs, Outcome, Result, builders, composed, composed_where_it_is, device, distance, flat, fused, losses,
-    off_tape, size,
+    IGNORE, Inputs, Outcome, Result, builders, composed, composed_where_it_is, device, distance, epsilon, flat, fused,
+    losses, off_tape, size,
 };
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
@@ -75,6 +75,43 @@ fn bits_do_not_depend_on_order() -> Result<()> {
                 for _ in 0..2 {
                     let label = format!("{n} {c} {d} {x:?} {w:?}, streaming {streaming}");
                     assert_same(&label, &off_tape(&loss, &inputs)?, &first);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// On the tape both gradients are multiplied by the upstream gradient, in every type, of any size, frozen or not. `tests/mutants` runs this test, too.
+#[test]
+fn gradients_by_their_upstream() -> Result<()> {
+    let gpu = Device::new_cuda(0)?;
+    let few = std::env::var_os("MARGIN_LOSS_MUTANTS").is_some();
+    for (x_type, w_type) in TYPES.into_iter().filter(|&(x, w)| !few || (x == w && x != DType::F64)) {
+        for (n, c, d) in [(1, 1, 1), (3, 5, 7), (65, 63, 65), (9, 100, 16)] {
+            let inputs = Inputs::random(n, c, d, false, 41)?.on(&gpu)?;
+            let (x, w) = (inputs.x.to_dtype(x_type)?, inputs.w.to_dtype(w_type)?);
+            let loss = loss(c, "DBM-BS", false, 16 << 20)?;
+            let (_, dx, dw) = loss.loss_and_grads(&x, &w, &inputs.y, None)?;
+            let by = |gradient: &Tensor| -> Result<Vec<f64>> {
+                let product = (gradient.to_dtype(DType::F64)? * -2.5)?;
+                Ok(flat(&product.to_dtype(gradient.dtype())?))
+            };
+            let (expected_x, expected_w) = (by(&dx)?, by(&dw)?);
+            for (of_x, of_w) in [(true, true), (true, false), (false, true)] {
+                let (x, w) = (Var::from_tensor(&x)?, Var::from_tensor(&w)?);
+                let argument =
+                    |var: &Var, tracked| if tracked { var.as_tensor().clone() } else { var.as_detached_tensor() };
+                let value = loss.forward(&argument(&x, of_x), &argument(&w, of_w), &inputs.y)?;
+                let grads = (value * -2.5)?.backward()?;
+                let label = format!("{n} {c} {d} {x_type:?} {w_type:?}");
+                // dX alone is split otherwise where tiles are few, and so rounded otherwise.
+                for (what, var, tracked, expected) in [("dX", &x, of_x, &expected_x), ("dW", &w, of_w, &expected_w)] {
+                    assert_eq!(grads.get(var).is_some(), tracked, "{label}: {what}");
+                    let Some(found) = grads.get(var) else { continue };
+                    assert_eq!(found.dtype(), var.dtype(), "{label}: {what}");
+                    let bound = if of_x && of_w { 0.0 } else { 4.0 * epsilon(var.dtype()) * size(expected) };
+                    assert!(distance(&flat(found), expected) <= bound, "{label}: {what} of {of_x} {of_w}");
                 }
             }
         }

@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use candle_margin_loss::{
     AngleRange, ClassCounts, ClassWeights, InstanceGate, Margin, MarginLoss, Prior, Reduction, TargetGradient,
 };
-use common::{Inputs, Outcome, Result, composed, device, distance, fused, size};
+use common::{Inputs, Outcome, Result, composed, device, distance, epsilon, fused, size};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -277,13 +277,4 @@ fn lower_precision_is_no_worse_than_composed() -> Result<()> {
     }
     println!("skipped {}: {skipped:?}", skipped.len());
     Ok(())
-}
-
-fn epsilon(dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => f64::from(half::f16::EPSILON),
-        DType::BF16 => f64::from(half::bf16::EPSILON),
-        DType::F32 => f64::from(f32::EPSILON),
-        _ => f64::EPSILON,
-    }
 }

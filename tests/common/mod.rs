@@ -35,6 +35,16 @@ pub fn streaming() -> bool {
     std::env::var_os("MARGIN_LOSS_STREAMING").is_some()
 }
 
+/// The distance from 1 to the next number of a type.
+pub fn epsilon(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => f64::from(half::f16::EPSILON),
+        DType::BF16 => f64::from(half::bf16::EPSILON),
+        DType::F32 => f64::from(f32::EPSILON),
+        _ => f64::EPSILON,
+    }
+}
+
 /// Long-tailed counts of `classes` classes, in shuffled order.
 pub fn counts(classes: usize) -> ClassCounts {
     let n: Vec<u64> = (0..classes).map(|j| 1 + (j as u64 * 7919 + 13) % 97 * ((j as u64 % 5) + 1)).collect();

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Changes the CUDA kernels one barrier, fence, wait, mask or bound at a time, and runs them on the emulated GPU: each change is to be
-reported by the emulator or to change a result (tests/cuda.rs, kernels_are_the_cpus).
+reported by the emulator or to change a result (tests/cuda.rs, kernels_are_the_cpus and gradients_by_their_upstream).
 
     sh tests/emulator/run.sh python3 tests/mutants/mutants.py [--record] [--missing] [PART OF A NAME]
 
@@ -99,6 +99,9 @@ MUTANTS = [
     ("stream_backward.cu", "at / class_tiles * TILE", "at / row_tiles * TILE", 0), ("stream_backward.cu", "at % class_tiles * TILE", "at % row_tiles * TILE", 0),
     ("stream_backward.cu", "blockIdx.x / class_tiles * TILE", "blockIdx.x % class_tiles * TILE", 0), ("stream_backward.cu", "(chunk.classes + TILE - 1) / TILE", "(call.c + TILE - 1) / TILE", 0),
     ("stream_backward.cu", "scratch(call, chunk, nullptr, memory)", "scratch(call, chunk, memory, memory)", 0),
+    ("common.cuh", "if (count >= 8 && aligned)", "if (aligned)", 0), ("common.cuh", "if (i < count) to[i]", "to[i]", 0),
+    ("stream_backward.cu", "at < count; at += 8", "at < count - 8; at += 8", 0), ("stream_backward.cu", "at += 8 * i64(gridDim.x) * THREADS", "at += 16 * i64(gridDim.x) * THREADS", 0),
+    ("stream_backward.cu", "v[i] *= upstream", "v[i] *= T(1)", 0),
     # numbers at their ends
     ("margin.cuh", "other.max == T(-INFINITY) ? T(1) : exp2", "exp2", 0), ("rows.cuh", "square >= LEAST && square <= MOST", "true", 0),
     ("rows.cuh", "norm < shortest ? -shortest : norm", "norm", 0), ("rows.cuh", "exponent < -60 ? -60 : exponent", "exponent", 0),
@@ -156,7 +159,7 @@ def run(binary, index):
             environment = {**os.environ, "PTX_EMULATOR_REPLACE": str(folder), "PTX_EMULATOR_MULTIPROCESSORS": multiprocessors, "MARGIN_LOSS_MUTANTS": "1"}
             on = "" if multiprocessors == "1" else "on 132: "
             try:
-                done = subprocess.run([binary, "kernels_are_the_cpus"], env=environment, capture_output=True, text=True, timeout=900)
+                done = subprocess.run([binary, "kernels_are_the_cpus", "gradients_by_their_upstream"], env=environment, capture_output=True, text=True, timeout=900)
             except subprocess.TimeoutExpired:
                 return True, on + "does not end"
             output = done.stdout + done.stderr
