@@ -268,7 +268,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
              that they can move; bytes that warps asked of global memory, and distinct sectors that each launch touched (a read and a write of one sector are two), over the\n\
              compulsory X + W + dX + dW. Conflicts are shared-memory wavefronts beyond the first, those of matrix loads apart; memory is what was in use\n\
              at the launch that found most, inputs and gradients included. At D = 512 there are fewer tiles of dX than places for blocks: its sums are split, and the parts, written and\n\
-             read once, are 0.8 of what is beyond 1. Written and checked by `tests/figures.rs`.\n\n\
+             read once, add 0.8. Written and checked by `tests/figures.rs`.\n\n\
              | N | C | D | type | | launches | cuBLAS | requested | distinct | bank conflicts | of ldmatrix | mma flop / 2NCD | MB |\n\
              |---:|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         );
