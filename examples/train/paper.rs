@@ -67,7 +67,7 @@ pub fn accuracy(set: Set, imbalance_factor: f64, method: Method) -> Option<Accur
 pub fn note(set: Set) -> &'static str {
     match set {
         Set::Cifar10 | Set::Cifar100 => {
-            "Paper: its Tables 2 and 5, as given there; the authors' code reports the best epoch, the rows here the last. Its NCL has a momentum contrast besides."
+            "Paper: its Tables 2 and 5, ResNet-32; the authors' code reports the best epoch, the rows here the last. Its NCL has a momentum contrast besides."
         }
         Set::ImagenetLt => "Paper: its Table 3, ResNet-50, 90 epochs.",
         Set::Inaturalist2018 => "Paper: its Table 4, ResNet-50, 100 epochs.",
