@@ -192,7 +192,9 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
                 let (row_tiles, class_tiles, d_tiles) = (n.div_ceil(64), c.div_ceil(64), d.div_ceil(64));
                 let of_g = if dtype == DType::F16 { 4 } else { 2 };
                 let x_and_w = 2 * d * (n * class_tiles + c * row_tiles);
-                let g = of_g * d_tiles * n * (c + 64 * class_tiles);
+                // The last copy of a row of bf16's g is one of 16 bytes, too; f16's, whose g is added up in TF32, comes by single values.
+                let row_of_g = if dtype == DType::F16 { c } else { c.next_multiple_of(8) };
+                let g = of_g * d_tiles * n * (row_of_g + 64 * class_tiles);
                 let operands = x_and_w * if streaming { 3 } else { 2 } + g;
                 assert_eq!(step.wide_read, operands as u64, "{name} {n} {c} {d} {dtype:?}: operands by 16 bytes");
                 // The rest: labels and norms' scales, which eight threads side by side share, once a chunk; a gradient's own row of X or W.
