@@ -136,17 +136,12 @@ fn backward(problem: &Problem, states: &States, upstream: &Tensor, gradients: Gr
     }
 }
 
-/// dX and dW, as far as they are there, times a scalar upstream gradient. `types` are X's and W's.
-fn scaled(
-    types: (DType, DType),
-    (dx, dw): (Option<&Tensor>, Option<&Tensor>),
-    upstream: &Tensor,
-) -> Result<(Option<Tensor>, Option<Tensor>)> {
+/// dX and dW, as far as they are there, times a scalar upstream gradient.
+fn scaled(dx: Option<&Tensor>, dw: Option<&Tensor>, upstream: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     match upstream.device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => crate::cuda::scaled(types, (dx, dw), upstream),
+        Device::Cuda(_) => crate::cuda::scaled(dx, dw, upstream),
         _ => {
-            let _ = types; // a kernel's name
             let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
             // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
             let scaled = |gradient: &Tensor| match upstream {
@@ -259,10 +254,7 @@ impl CustomOp2 for Node {
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         match &self.gradients {
-            Kept::Reduced { dx, dw } => {
-                let types = (features.dtype(), weight.dtype());
-                Ok(scaled(types, (dx.as_ref(), dw.as_ref()), upstream)?)
-            }
+            Kept::Reduced { dx, dw } => Ok(scaled(dx.as_ref(), dw.as_ref(), upstream)?),
             Kept::PerRow { loss, labels, sample_weights, states } => {
                 let problem = Problem::new(loss, features, weight, labels, sample_weights.as_ref())?;
                 let (dx, dw) = new_gradients(&problem, features.track_op(), weight.track_op())?;

@@ -35,7 +35,8 @@ use std::path::{Path, PathBuf};
 
 use augment::{Operation, Recipe, cutout, flip, shifted};
 use candle_core::{DType, Device, Tensor, Var};
-use candle_margin_loss::ClassCounts;
+use candle_margin_loss::companions::{Bcl, Gml, Ncl};
+use candle_margin_loss::{ClassCounts, InstanceGate, Margin, MarginLoss, Prior};
 use candle_nn::{ModuleT, VarBuilder, VarMap};
 use clap::ValueEnum;
 use data::{Dataset, Grouping, Samples, Shape};
@@ -239,6 +240,52 @@ fn sgd_is_pytorchs() -> Result<()> {
         let found = p.to_vec1::<f64>()?;
         assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?} {expected:?}");
     }
+    // A temperature is no weight, and does not decay.
+    let t = Var::new(&[3f64], &Device::Cpu)?;
+    let mut sgd = sgd::Sgd::new(BTreeMap::from([("log_temperature".to_string(), t.clone())]), 0.9, 0.5);
+    sgd.lr = 0.1;
+    sgd.step(&t.as_tensor().sum_all()?.backward()?)?;
+    assert_eq!(t.to_vec1::<f64>()?, [2.9], "the gradient of 1 alone");
+    Ok(())
+}
+
+/// What the numbers of a companion say is what its loss is made with: each unlike its default.
+#[test]
+fn numbers_reach_the_companions() -> Result<()> {
+    let counts = ClassCounts::new([24u64, 12, 6, 3])?;
+    let made = |method: Method| -> Result<String> {
+        let mut numbers = config(method, Network::Conv).numbers;
+        numbers.companion = numbers.companion.map(|companion| CompanionNumbers {
+            classification_weight: 0.7,
+            contrastive_weight: 0.4,
+            temperature: 0.3,
+            distillation_weight: 0.2,
+            hard_weight: 0.9,
+            hard_classes: Some(3),
+            margined_distillation: true,
+            ..companion
+        });
+        Ok(match method.objective(&counts, &numbers)? {
+            methods::Objective::Bcl(loss) => format!("{loss:?}"),
+            methods::Objective::Gml(loss) => format!("{loss:?}"),
+            methods::Objective::Ncl(loss) => format!("{loss:?}"),
+            _ => "no companion".into(),
+        })
+    };
+    let base = || MarginLoss::builder(4).counts(&counts).scale(16.0).prior(Prior::BalancedSoftmax { tau: 1.0 });
+    let dbm = || base().margin(Margin::Dbm { k: 0.1, tau: 1.0 }).instance_gate(InstanceGate::HardPositives);
+    let bcl = |loss| Bcl::builder(loss).temperature(0.3).weights(0.7, 0.4).build();
+    let gml = |loss| Gml::builder(loss).temperature(0.3).weights(0.7, 0.4, 0.2).build();
+    let ncl = |loss| {
+        let ncl = Ncl::builder(loss).hard_weight(0.9).hard_classes(3).distillation_weights(0.2, 0.2);
+        ncl.margined_distillation(true).build()
+    };
+    assert_eq!(made(Method::Bcl)?, format!("{:?}", bcl(base().build()?)?));
+    assert_eq!(made(Method::DbmBcl)?, format!("{:?}", bcl(dbm().build()?)?));
+    assert_eq!(made(Method::Gml)?, format!("{:?}", gml(base().build()?)?));
+    assert_eq!(made(Method::DbmGml)?, format!("{:?}", gml(dbm().build()?)?));
+    assert_eq!(made(Method::Ncl)?, format!("{:?}", ncl(base().build()?)?));
+    assert_eq!(made(Method::DbmNcl)?, format!("{:?}", ncl(dbm().build()?)?));
     Ok(())
 }
 
@@ -453,6 +500,11 @@ fn queues_of_keys() -> Result<()> {
         queue.push(&row(51.0)?, &[0], &[51])?;
     }
     assert_eq!(bits(&queue.tensors()?)?, bits(&other.tensors()?)?);
+    for next in [[6i64, 0, 0], [0, -1, 0]] {
+        let mut broken = queue.tensors()?;
+        broken.insert("next".into(), Tensor::new(&next, &Device::Cpu)?);
+        assert!(other.restore(&broken).is_err(), "a slot that the class has not");
+    }
     Ok(())
 }
 

@@ -143,7 +143,10 @@ impl Queue {
         let (all, classes) = (self.ids.len(), self.next.len());
         let (features, labels, ids) =
             (named("features", &[all, FEATURES])?, integers("labels", all)?, integers("ids", all)?);
-        let next = integers("next", classes)?.into_iter().map(|next| next.max(0) as usize).collect();
+        let next: Vec<usize> = integers("next", classes)?.into_iter().map(|next| next as usize).collect();
+        if next.iter().zip(self.starts.windows(2)).any(|(&next, class)| next >= class[1] - class[0]) {
+            candle_core::bail!("the checkpoint's queue fills slots that its classes have not")
+        }
         *self = Self { features, ids, labels, starts: std::mem::take(&mut self.starts), next };
         Ok(())
     }

@@ -104,7 +104,8 @@ pub struct CompanionNumbers {
 }
 
 impl CompanionNumbers {
-    /// The paper's; what it leaves open is as in the methods' own code. A teacher is trained for as long as its student.
+    /// The paper's; what it leaves open is as in the methods' own code, but for BCL's 128 dimensions, which are ours. A teacher is trained for as long as its
+    /// student.
     pub fn new(method: Method, epochs: usize) -> Option<Self> {
         let companion = method.companion()?;
         let (classification_weight, contrastive_weight, embedding) = match companion {
@@ -260,7 +261,10 @@ impl Method {
                 }
                 Companion::Ncl => {
                     let weight = numbers.distillation_weight;
-                    let ncl = Ncl::builder(loss).hard_weight(numbers.hard_weight).distillation_weights(weight, weight);
+                    let ncl = Ncl::builder(loss)
+                        .hard_weight(numbers.hard_weight)
+                        .distillation_weights(weight, weight)
+                        .margined_distillation(numbers.margined_distillation);
                     Objective::Ncl(match numbers.hard_classes {
                         Some(k) => ncl.hard_classes(k).build()?,
                         None => ncl.build()?,

@@ -172,12 +172,13 @@ pub(crate) fn backward(problem: &Problem, states: &States, upstream: &Tensor, ou
     })
 }
 
-/// dX and dW, as far as they are there, by `upstream`, a scalar of the loss's dtype that stays on the device. `types` are X's and W's.
+/// dX and dW, as far as they are there, by `upstream`, a scalar of the loss's dtype that stays on the device.
 pub(crate) fn scaled(
-    types: (DType, DType),
-    (dx, dw): (Option<&Tensor>, Option<&Tensor>),
+    dx: Option<&Tensor>,
+    dw: Option<&Tensor>,
     upstream: &Tensor,
 ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let (Some(x), Some(w)) = (dx.or(dw), dw.or(dx)) else { return Ok((None, None)) };
     let device = upstream.device().as_cuda_device()?;
     let stream = device.cuda_stream();
     let count = |gradient: Option<&Tensor>| gradient.map_or(0, Tensor::elem_count);
@@ -194,7 +195,7 @@ pub(crate) fn scaled(
     let (from_x, from_w) = (from_x.unwrap_or(0), from_w.unwrap_or(0));
     let (by, by_layout) = upstream.storage_and_layout();
     let (by, _by) = pointer(&by, by_layout, &stream)?;
-    let kind = Kind { x: types.0, w: types.1, by: Products::Fma };
+    let kind = Kind { x: x.dtype(), w: w.dtype(), by: Products::Fma }; // of one gradient alone, its type twice
     let name = format!("scale_gradients_{}", kind.suffix());
     let function = device.get_or_load_custom_func(&name, STREAM_BACKWARD.name, STREAM_BACKWARD.ptx)?;
     let blocks = x_count.max(w_count).div_ceil(8 * THREADS as usize).min(16 * limits(&stream)?.multiprocessors);
