@@ -31,7 +31,7 @@ pub(crate) use rows::RowState;
 pub(crate) use workspace::WorkspacePool;
 
 use crate::error::{Error, Result};
-use crate::loss::{DEFAULT_WORKSPACE_BYTES, Params};
+use crate::options::{DEFAULT_WORKSPACE_BYTES, Params};
 use crate::problem::{Gradients, Problem, TargetRow, Targets};
 use norm::{Norm, normalize, sigma};
 use numeric::{Element, Real};
@@ -78,20 +78,32 @@ pub(crate) fn new_gradients(
 }
 
 /// Runs `pass` over a problem whose tensors are on the CPU; gives the state of every row that is not ignored, in their order.
-pub(crate) fn run(problem: &Problem, targets: &Targets, pass: Pass, out: Gradients) -> Result<Vec<RowState>> {
+pub(crate) fn run(
+    problem: &Problem,
+    workspace: &WorkspacePool,
+    targets: &Targets,
+    pass: Pass,
+    out: Gradients,
+) -> Result<Vec<RowState>> {
     use candle_core::DType::{BF16, F16, F32, F64};
     match (problem.features.dtype(), problem.weight.dtype()) {
-        (F64, F64) => typed::<f64, f64>(problem, targets, pass, out),
-        (F32, F32) => typed::<f32, f32>(problem, targets, pass, out),
-        (F16, F16) => typed::<f16, f16>(problem, targets, pass, out),
-        (F16, F32) => typed::<f16, f32>(problem, targets, pass, out),
-        (BF16, BF16) => typed::<bf16, bf16>(problem, targets, pass, out),
-        (BF16, F32) => typed::<bf16, f32>(problem, targets, pass, out),
+        (F64, F64) => typed::<f64, f64>(problem, workspace, targets, pass, out),
+        (F32, F32) => typed::<f32, f32>(problem, workspace, targets, pass, out),
+        (F16, F16) => typed::<f16, f16>(problem, workspace, targets, pass, out),
+        (F16, F32) => typed::<f16, f32>(problem, workspace, targets, pass, out),
+        (BF16, BF16) => typed::<bf16, bf16>(problem, workspace, targets, pass, out),
+        (BF16, F32) => typed::<bf16, f32>(problem, workspace, targets, pass, out),
         (x, w) => Err(Error::Input(format!("features X are {} and weight W is {}", x.as_str(), w.as_str()))),
     }
 }
 
-fn typed<X, W>(problem: &Problem, targets: &Targets, pass: Pass, out: Gradients) -> Result<Vec<RowState>>
+fn typed<X, W>(
+    problem: &Problem,
+    workspace: &WorkspacePool,
+    targets: &Targets,
+    pass: Pass,
+    out: Gradients,
+) -> Result<Vec<RowState>>
 where
     X: Element,
     W: Element<Acc = X::Acc>,
@@ -104,7 +116,10 @@ where
     let x = Rows::new(X::cpu_storage_as_slice(x)?, x_layout);
     let w = Rows::new(W::cpu_storage_as_slice(w)?, w_layout);
     with_slice(out.features, |dx: Option<&mut [X]>| {
-        with_slice(out.weight, |dw: Option<&mut [W]>| Ok(Call::new(problem, targets, x, w).run(pass, dx, dw)))
+        with_slice(
+            out.weight,
+            |dw: Option<&mut [W]>| Ok(Call::new(problem, workspace, targets, x, w).run(pass, dx, dw)),
+        )
     })
 }
 
@@ -172,7 +187,7 @@ fn take_class<'t>(targets: &mut &'t [(u32, u32)], class: u32) -> &'t [(u32, u32)
 /// A call's inputs and how it is cut.
 struct Call<'a, X: Element, W> {
     params: &'a Params,
-    pool: &'a WorkspacePool,
+    workspace: &'a WorkspacePool,
     targets: &'a Targets,
     n: usize,
     c: usize,
@@ -202,7 +217,13 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    fn new(problem: &Problem<'a>, targets: &'a Targets, x: Rows<'a, X>, w: Rows<'a, W>) -> Self {
+    fn new(
+        problem: &Problem<'a>,
+        workspace: &'a WorkspacePool,
+        targets: &'a Targets,
+        x: Rows<'a, X>,
+        w: Rows<'a, W>,
+    ) -> Self {
         let (n, c, d) = (problem.n, problem.c, problem.d);
         let params = problem.params();
         let rows = targets.rows.len().max(1);
@@ -215,7 +236,7 @@ where
             params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES),
             copies,
         );
-        Self { params, pool: &problem.loss.pool, targets, n, c, d, x, w, plan, arch: Arch::new() }
+        Self { params, workspace, targets, n, c, d, x, w, plan, arch: Arch::new() }
     }
 
     fn run(&self, pass: Pass, mut dx: Option<&mut [X]>, mut dw: Option<&mut [W]>) -> Vec<RowState> {
@@ -237,7 +258,7 @@ where
         let cosines_len = plan.rows * plan.range;
         let unit_len = 2 * plan.rows * d;
         let lanes_len = plan.lanes * plan.rows * d;
-        self.pool.with(cosines_len + unit_len + lanes_len, |buffer: &mut [X::Acc]| {
+        self.workspace.with(cosines_len + unit_len + lanes_len, |buffer: &mut [X::Acc]| {
             let (cosines, buffer) = buffer.split_at_mut(cosines_len);
             let (unit, sums) = buffer.split_at_mut(unit_len);
             let mut norms = vec![None; self.c];

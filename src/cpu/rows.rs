@@ -2,7 +2,7 @@
 
 use super::numeric::Real;
 use super::sweep::{RowConstants, Statistics};
-use crate::loss::Params;
+use crate::options::Params;
 use crate::problem::TargetRow;
 
 /// What is known of a row that is not ignored: its loss, and enough for its gradient.
