@@ -155,7 +155,7 @@ fn backward(problem: &Problem, kept: &Kept, states: &States, upstream: &Tensor, 
 fn scaled(dx: Option<&Tensor>, dw: Option<&Tensor>, upstream: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     match upstream.device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => cuda::scaled(dx, dw, upstream),
+        Device::Cuda(_) => cuda::scale_gradients(dx, dw, upstream),
         _ => {
             let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
             // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
