@@ -62,6 +62,3 @@ __device__ void stream_backward(const MarginLossCall &call, const MarginLossChun
         margin_loss::stream_backward<__VA_ARGS__>(call, chunk);                                                                         \
     }
 #include "entries.h"
-
-// Until the launcher of the gradients' scaling loads their own module.
-#include "scale.cu"

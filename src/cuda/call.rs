@@ -1,5 +1,7 @@
 //! A call's arguments, as the kernels take them, and what its launchers need to know beside them.
 
+use std::sync::Arc;
+
 use candle_core::{CudaDevice, DType, Tensor};
 use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
 
@@ -17,7 +19,7 @@ use crate::problem::Problem;
 pub(super) struct Call<'a> {
     pub problem: &'a Problem<'a>,
     pub device: &'a CudaDevice,
-    pub stream: &'a CudaStream,
+    pub stream: &'a Arc<CudaStream>,
     pub kind: Kind,
     pub sizes: Sizes,
     pub limits: Limits,

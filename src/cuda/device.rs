@@ -1,7 +1,6 @@
 //! What a device can do, its modules of kernels, and how a kernel is launched on it.
 
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::CudaFunc;
 use candle_core::cuda_backend::WrapErr;
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaFunction, CudaStream, LaunchConfig};
@@ -18,8 +17,9 @@ pub(super) struct Module {
 
 impl Module {
     /// `kernel` for a kind.
-    pub fn function(&self, device: &CudaDevice, kernel: &str, kind: Kind) -> Result<CudaFunc> {
-        Ok(device.get_or_load_custom_func(&format!("{kernel}_{}", kind.suffix()), self.name, self.ptx)?)
+    pub fn function(&self, device: &CudaDevice, kernel: &str, kind: Kind) -> Result<CudaFunction> {
+        let function = device.get_or_load_custom_func(&format!("{kernel}_{}", kind.suffix()), self.name, self.ptx)?;
+        Ok(CudaFunction::clone(&function))
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn fused_step(call: &mut Call, out: Gradients) -> Result<bool> {
             (call.arguments.dx, call.arguments.dw) = (dx as _, dw as _);
             let workspace = base + plan.workspace as u64;
             let chunk = chunk_arguments(&call.arguments, &call.sizes, &plan.chunk, workspace, arrivals);
-            let mut builder = function.builder();
+            let mut builder = call.stream.launch_builder(&function);
             builder.arg(&call.arguments).arg(&chunk);
             let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(plan.blocks)? };
             // SAFETY: as for stream_forward; the whole grid is resident, as its barriers need.

@@ -1,8 +1,8 @@
 //! Which of a kernel's kinds a problem takes, and what that kind takes of memory.
 
-use candle_core::DType;
 use candle_core::cuda::gemm_reduced_precision_f32;
 use candle_core::cuda_backend::CudaDType;
+use candle_core::{DType, Tensor};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::params;

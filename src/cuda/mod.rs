@@ -19,7 +19,7 @@ mod memory;
 mod outputs;
 mod params;
 mod plan;
-mod scale_gradients;
+mod scale;
 mod states;
 mod stream_backward;
 mod stream_forward;
@@ -28,7 +28,7 @@ mod tables;
 use candle_core::{DType, Tensor};
 use cudarc::driver::{DevicePtr, DevicePtrMut};
 
-pub(crate) use scale_gradients::scale_gradients;
+pub(crate) use scale::scale_gradients;
 pub(crate) use states::States;
 pub(crate) use tables::TablePool;
 

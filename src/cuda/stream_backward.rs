@@ -10,7 +10,7 @@ use super::plan::{Alone, Backward, Chunk, TILE};
 use crate::error::Result;
 use crate::problem::Gradients;
 
-pub(super) const MODULE: Module = Module {
+const MODULE: Module = Module {
     name: "candle_margin_loss_stream_backward",
     ptx: include_str!(concat!(env!("OUT_DIR"), "/stream_backward.ptx")),
 };
@@ -36,7 +36,7 @@ fn alone(call: &mut Call, out: Gradients) -> Result<bool> {
             (call.arguments.dx, call.arguments.dw) = (dx as _, dw as _);
             // g is on chip, and addresses from 0 on; nothing is split.
             let chunk = chunk_arguments(&call.arguments, &call.sizes, &plan.chunk, plan.workspace as u64, 0);
-            let mut builder = function.builder();
+            let mut builder = call.stream.launch_builder(&function);
             builder.arg(&call.arguments).arg(&chunk);
             let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(1)? };
             // SAFETY: as for stream_forward; the shared memory is as large as the plan says.
@@ -76,7 +76,7 @@ fn launch_chunk(call: &Call, chunk: &Chunk, workspace: u64) -> Result<()> {
     let dx_blocks = if chunk.dx { row_tiles * d_tiles * chunk.dx_splits } else { 0 };
     for (kernel, blocks) in [("stream_gradient", row_tiles * class_tiles), ("stream_contract", dw_blocks + dx_blocks)] {
         let function = MODULE.function(call.device, kernel, call.kind)?;
-        let mut builder = function.builder();
+        let mut builder = call.stream.launch_builder(&function);
         builder.arg(&call.arguments).arg(&arguments);
         // SAFETY: the addresses are of live memory of the sizes that params.h states, the workspace being as large as the plan says.
         unsafe { builder.launch(config(blocks)?) }.w()?;

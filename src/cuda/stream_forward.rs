@@ -31,7 +31,7 @@ pub(super) fn stream_forward(call: &mut Call) -> Result<()> {
     call.arguments.splits = plan.splits as i64;
 
     let function = MODULE.function(call.device, "stream_forward", call.kind)?;
-    let mut builder = function.builder();
+    let mut builder = call.stream.launch_builder(&function);
     builder.arg(&call.arguments);
     // SAFETY: the call's addresses are of live memory of the sizes that params.h states; the grid is the plan's.
     unsafe { builder.launch(config(plan.row_tiles * plan.splits)?) }.w()?;

@@ -1,4 +1,4 @@
-//! `scale_gradients`: gradients on a tape by their upstream gradient.
+//! `scale`: gradients on a tape by their upstream gradient.
 
 use candle_core::Tensor;
 use candle_core::cuda_backend::WrapErr;
@@ -8,8 +8,10 @@ use super::device::{Module, config, limits};
 use super::kind::{Kind, Products};
 use super::memory::{pointer, with_optional_pointer};
 use super::plan::THREADS;
-use super::stream_backward::MODULE;
 use crate::error::Result;
+
+const MODULE: Module =
+    Module { name: "candle_margin_loss_scale", ptx: include_str!(concat!(env!("OUT_DIR"), "/scale.ptx")) };
 
 /// dX and dW, as far as they are there, by `upstream`, a scalar of the loss's dtype that stays on the device.
 pub(crate) fn scale_gradients(
@@ -40,7 +42,7 @@ pub(crate) fn scale_gradients(
     with_optional_pointer(to_dx.as_ref().filter(|_| x_count > 0), &stream, |to_x| {
         with_optional_pointer(to_dw.as_ref().filter(|_| w_count > 0), &stream, |to_w| {
             let (x_count, w_count) = (x_count as i64, w_count as i64);
-            let mut builder = function.builder();
+            let mut builder = stream.launch_builder(&function);
             builder.arg(&to_x).arg(&from_x).arg(&x_count).arg(&to_w).arg(&from_w).arg(&w_count).arg(&by);
             // SAFETY: `to_x` and `from_x` are `x_count` elements of X's type, `to_w` and `from_w` `w_count` of W's, and `by` is one of their type of
             // accumulation.
