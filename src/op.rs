@@ -111,7 +111,7 @@ fn run(problem: &Problem, gradients: Gradients) -> Result<(LossOutput, States)> 
             let targets = problem.targets()?;
             let wanted = gradients.features.is_some() || gradients.weight.is_some();
             let pass = if wanted { Pass::LossAndGradients } else { Pass::Loss };
-            let rows = cpu::run(problem, &targets, pass, gradients)?;
+            let rows = cpu::run(problem, &problem.loss.pool, &targets, pass, gradients)?;
             Ok((output(problem, &targets, &rows)?, States::Cpu { rows, targets }))
         }
         #[cfg(feature = "cuda")]
@@ -128,7 +128,13 @@ fn backward(problem: &Problem, states: &States, upstream: &Tensor, gradients: Gr
     match states {
         States::Cpu { rows, targets } => {
             let upstream = upstream.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-            cpu::run(problem, targets, Pass::Gradients { states: rows, upstream: &upstream }, gradients)?;
+            cpu::run(
+                problem,
+                &problem.loss.pool,
+                targets,
+                Pass::Gradients { states: rows, upstream: &upstream },
+                gradients,
+            )?;
             Ok(())
         }
         #[cfg(feature = "cuda")]
