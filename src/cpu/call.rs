@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::numeric::{Element, Real};
 use super::plan::Plan;
 use super::view::Rows;
-use crate::loss::{DEFAULT_WORKSPACE_BYTES, Params};
+use crate::options::{DEFAULT_WORKSPACE_BYTES, Params};
 use crate::problem::{Problem, Targets};
 
 /// A call's inputs and how it is cut.
