@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::lanes::{L64, LANES};
+use crate::lanes::{L64, LANES, Lanes};
+use crate::operand::resolve;
+use crate::syntax::Space;
 
 /// What a launch executed and moved. The same kernel, sizes and seed give the same numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -78,23 +80,44 @@ impl Counters {
             matrix_conflicts
         );
     }
-}
 
-/// The active lanes of a mask.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Lanes(pub u32);
-
-impl Iterator for Lanes {
-    type Item = usize;
-
-    #[inline]
-    fn next(&mut self) -> Option<usize> {
-        if self.0 == 0 {
-            return None;
+    /// Counts a warp's access; whether it is to global memory.
+    pub(crate) fn access(
+        &mut self,
+        active: u32,
+        space: Option<Space>,
+        addresses: &L64,
+        size: usize,
+        write: bool,
+    ) -> bool {
+        let first = addresses[active.trailing_zeros() as usize];
+        match resolve(space, first).0 {
+            Space::Global => {
+                let bytes = u64::from(active.count_ones()) * size as u64;
+                *(if write { &mut self.global_written } else { &mut self.global_read }) += bytes;
+                self.global_accesses += 1;
+                self.narrow_accesses += u64::from(size < 16);
+                self.narrow_read += if write || size >= 16 { 0 } else { bytes };
+                self.global_sectors += sectors(active, addresses, size);
+                return true;
+            }
+            Space::Shared => {
+                self.shared_accesses += 1;
+                self.bank_conflicts += conflicts(active, addresses, size);
+            }
+            Space::Local => self.local_accesses += 1,
+            Space::Const => return true,
+            _ => {}
         }
-        let lane = self.0.trailing_zeros() as usize;
-        self.0 &= self.0 - 1;
-        Some(lane)
+        false
+    }
+
+    /// Counts an `ldmatrix` of the rows at some lanes' addresses.
+    pub(crate) fn matrix_access(&mut self, rows: u32, addresses: &L64) {
+        let conflicts = conflicts(rows, addresses, 16);
+        self.shared_accesses += 1;
+        self.bank_conflicts += conflicts;
+        self.matrix_conflicts += conflicts;
     }
 }
 
@@ -106,7 +129,7 @@ fn in_line(addresses: &L64, size: u64) -> bool {
 }
 
 /// Sectors of 32 bytes that a warp's access touches.
-pub(crate) fn sectors(active: u32, addresses: &L64, size: usize) -> u64 {
+fn sectors(active: u32, addresses: &L64, size: usize) -> u64 {
     let size = size as u64;
     let first = addresses[0];
     let in_line = active == u32::MAX && in_line(addresses, size);
@@ -129,7 +152,7 @@ pub(crate) fn sectors(active: u32, addresses: &L64, size: usize) -> u64 {
 
 /// Cycles beyond one for each phase of a warp's access to shared memory. 32 lanes go at once with 4 bytes each, 16 with 8 and 8 with 16; lanes
 /// that want the same word share it.
-pub(crate) fn conflicts(active: u32, addresses: &L64, size: usize) -> u64 {
+fn conflicts(active: u32, addresses: &L64, size: usize) -> u64 {
     if size >= 4 && active == u32::MAX && in_line(addresses, size as u64) {
         return 0;
     }

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
+use crate::block::{Block, Grid, Turn};
 use crate::count::Counters;
+use crate::decode;
 use crate::error::{Error, Result};
-use crate::exec::{Block, Grid, Turn, World};
+use crate::kernel::Kernel;
 use crate::memory::Memory;
-use crate::program::{self, Kernel};
+use crate::step::World;
 use crate::syntax::{self, Initial, Source, Space};
 
 /// Most bytes of local memory a thread, on every device.
@@ -159,7 +161,7 @@ impl Module {
     /// # Errors
     /// No kernel of that name, or one that cannot be decoded.
     pub fn kernel(&self, name: &str) -> Result<Kernel> {
-        program::decode(&self.source, name, &self.variables)
+        decode::decode(&self.source, name, &self.variables)
     }
 
     /// The names of the module's kernels.

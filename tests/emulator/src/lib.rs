@@ -5,23 +5,29 @@
 //! barriers that only part of a block reaches and deadlocks are reported with kernel, source line, block and thread. `README.md` says what
 //! is missing.
 
+mod block;
 mod count;
+mod decode;
 mod error;
-mod exec;
 mod gpu;
+mod instructions;
+mod kernel;
 mod lanes;
 mod launch;
+mod line;
 mod memory;
+mod names;
 pub mod nvcc;
+mod operand;
 mod order;
-mod program;
 mod shared;
+mod step;
 pub mod syntax;
-mod tensor;
+mod warp;
 
 pub use count::Counters;
 pub use error::{Error, Fault, FaultKind, Result};
 pub use gpu::{Gpu, Plain};
+pub use kernel::Kernel;
 pub use launch::{LaunchConfig, Limits, Module};
 pub use memory::Memory;
-pub use program::Kernel;

@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::count::Lanes;
 use crate::error::{Error, FaultKind, Result};
-use crate::lanes::{L64, LANES};
+use crate::lanes::{L64, LANES, Lanes};
 use crate::order::{Clock, Stamps};
 
 /// Where device addresses start.

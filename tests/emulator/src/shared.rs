@@ -70,10 +70,6 @@ impl Shared {
         Self { bytes: vec![0xff; size], granules: vec![none; size.div_ceil(1 << granule)], granule }
     }
 
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// Forgets who touched what.
     pub fn forget(&mut self) {
         for granule in &mut self.granules {

@@ -1,4 +1,4 @@
-//! PTX text to a syntax tree: what nvcc writes, no more. Operands keep their names; `program.rs` resolves them.
+//! PTX text to a syntax tree: what nvcc writes, no more. Operands keep their names; `names.rs` resolves them.
 
 use crate::error::{Error, Result};
 
@@ -123,6 +123,38 @@ pub struct Instruction {
     pub line: u32,
     /// The source's file and line of the last `.loc`
     pub location: Option<(u32, u32)>,
+}
+
+impl std::fmt::Display for Operand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |parts: &[Operand]| parts.iter().map(Operand::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            Operand::Name(name) => f.write_str(name),
+            Operand::Not(name) => write!(f, "!{name}"),
+            Operand::Integer(value) => write!(f, "{value}"),
+            Operand::F32(bits) => write!(f, "0f{bits:08X}"),
+            Operand::F64(bits) => write!(f, "0d{bits:016X}"),
+            Operand::Address(None, offset) => write!(f, "[{offset}]"),
+            Operand::Address(Some(base), 0) => write!(f, "[{base}]"),
+            Operand::Address(Some(base), offset) => write!(f, "[{base}+{offset}]"),
+            Operand::Vector(parts) => write!(f, "{{{}}}", list(parts)),
+            Operand::List(parts) => write!(f, "({})", list(parts)),
+            Operand::Pair(a, b) => write!(f, "{a}|{b}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Instruction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some((p, negated)) = &self.guard {
+            write!(f, "@{}{p} ", if *negated { "!" } else { "" })?;
+        }
+        f.write_str(&self.opcode.join("."))?;
+        for (i, operand) in self.operands.iter().enumerate() {
+            write!(f, "{}{operand}", if i == 0 { " " } else { ", " })?;
+        }
+        Ok(())
+    }
 }
 
 /// A variable: in memory, or a parameter.

@@ -1,0 +1,285 @@
+//! What lanes of a warp tell each other: shuffles, votes, matches, reductions.
+
+use super::{Decoded, code};
+use crate::lanes::{L32, LANES, Lanes};
+use crate::line::Line;
+use crate::operand::{Dst, Pred, Src};
+use crate::step::{Done, Execute, Next, Step};
+use crate::syntax::Type;
+
+pub(super) fn decode(line: &Line) -> Decoded {
+    if line.name == "activemask" {
+        return code(ActiveMask { dst: line.dst(0)? });
+    }
+    if !line.has("sync") {
+        return None;
+    }
+    let mode = line.modifiers.get(1).copied();
+    match line.name {
+        "shfl" => {
+            let mode = match mode? {
+                "up" => Mode::Up,
+                "down" => Mode::Down,
+                "bfly" => Mode::Butterfly,
+                "idx" => Mode::Index,
+                _ => return None,
+            };
+            let (dst, valid) = line.dst_and_predicate(0)?;
+            let src = [line.src32(1)?, line.src32(2)?, line.src32(3)?];
+            exchange(line.src32(4)?, Shuffle { mode, dst, valid, src })
+        }
+        "vote" => {
+            let mode = match mode? {
+                "all" => Vote::All(line.predicate(0)?.register),
+                "any" => Vote::Any(line.predicate(0)?.register),
+                "uni" => Vote::Uniform(line.predicate(0)?.register),
+                "ballot" => Vote::Ballot(line.dst(0)?),
+                _ => return None,
+            };
+            exchange(line.src32(2)?, Voting { mode, by: line.predicate(1)? })
+        }
+        "match" => {
+            let (dst, p) = line.dst_and_predicate(0)?;
+            exchange(line.src32(2)?, Match { all: line.has("all"), dst, p, src: line.src(1, line.ty()?)? })
+        }
+        "redux" => {
+            let ty = line.ty()?;
+            let op: fn(u32, u32) -> u32 = match (mode?, ty) {
+                ("add", _) => u32::wrapping_add,
+                ("and", _) => |x, y| x & y,
+                ("or", _) => |x, y| x | y,
+                ("xor", _) => |x, y| x ^ y,
+                ("min", Type::Signed(4)) => |x, y| (x as i32).min(y as i32) as u32,
+                ("max", Type::Signed(4)) => |x, y| (x as i32).max(y as i32) as u32,
+                ("min", Type::Unsigned(4)) => u32::min,
+                ("max", Type::Unsigned(4)) => u32::max,
+                _ => return None,
+            };
+            exchange(line.src32(2)?, Redux { op, dst: line.dst(0)?, src: line.src(1, ty)? })
+        }
+        _ => None,
+    }
+}
+
+/// What lanes do that are together.
+trait Together: std::fmt::Debug + Send + Sync {
+    fn exchange(&self, step: &mut Step);
+}
+
+/// An exchange of the lanes that a mask names.
+#[derive(Debug)]
+struct Exchange<T> {
+    members: Src,
+    what: T,
+}
+
+fn exchange(members: Src, what: impl Together + 'static) -> Decoded {
+    code(Exchange { members, what })
+}
+
+impl<T: Together> Execute for Exchange<T> {
+    fn execute(&self, step: &mut Step) -> Done {
+        let members = step.warp.get32(self.members);
+        let next = step.together(&members)?;
+        if let Next::On = next {
+            step.run.counters.exchanges += 1;
+            self.what.exchange(step);
+        }
+        Ok(next)
+    }
+
+    fn is_seen(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Up,
+    Down,
+    Butterfly,
+    Index,
+}
+
+#[derive(Debug)]
+struct Shuffle {
+    mode: Mode,
+    dst: Dst,
+    valid: Option<u32>,
+    src: [Src; 3],
+}
+
+impl Together for Shuffle {
+    fn exchange(&self, step: &mut Step) {
+        let active = step.active;
+        let [a, b, c] = self.src.map(|src| step.warp.get32(src));
+        let mut value = a;
+        let mut in_range = 0;
+        for lane in 0..LANES {
+            // The ISA's definition: the segment from the mask's bits, the clamp from its low bits.
+            let (shift, clamp, segment) = (b[lane] & 31, c[lane] & 31, c[lane] >> 8 & 31);
+            let index = lane as u32;
+            let most = (index & segment) | (clamp & !segment);
+            let least = index & segment;
+            let (from, ok) = match self.mode {
+                Mode::Up => (index.wrapping_sub(shift), index as i32 - shift as i32 >= most as i32),
+                Mode::Down => (index + shift, index + shift <= most),
+                Mode::Butterfly => (index ^ shift, index ^ shift <= most),
+                Mode::Index => (least | (shift & !segment), (least | (shift & !segment)) <= most),
+            };
+            // What a lane that takes no part would give is not defined.
+            let there = active >> (from % LANES as u32) & 1 == 1;
+            value[lane] = match (ok, there) {
+                (true, true) => a[from as usize % LANES],
+                (true, false) => 0xdead_beef,
+                (false, _) => a[lane],
+            };
+            in_range |= u32::from(ok) << lane;
+        }
+        step.warp.put(self.dst, active, &value);
+        if let Some(p) = self.valid {
+            step.warp.put_predicate(p, active, in_range);
+        }
+    }
+}
+
+/// What is voted on, and where the answer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vote {
+    All(u32),
+    Any(u32),
+    Uniform(u32),
+    Ballot(Dst),
+}
+
+#[derive(Debug)]
+struct Voting {
+    mode: Vote,
+    by: Pred,
+}
+
+impl Together for Voting {
+    fn exchange(&self, step: &mut Step) {
+        let (warp, active) = (&mut *step.warp, step.active);
+        let yes = warp.predicate(self.by) & active;
+        let (p, holds) = match self.mode {
+            Vote::All(p) => (p, yes == active),
+            Vote::Any(p) => (p, yes != 0),
+            Vote::Uniform(p) => (p, yes == active || yes == 0),
+            Vote::Ballot(dst) => return warp.put(dst, active, &[yes; LANES]),
+        };
+        warp.put_predicate(p, active, if holds { u32::MAX } else { 0 });
+    }
+}
+
+#[derive(Debug)]
+struct Match {
+    all: bool,
+    dst: Dst,
+    p: Option<u32>,
+    src: Src,
+}
+
+impl Together for Match {
+    fn exchange(&self, step: &mut Step) {
+        let active = step.active;
+        let a = step.warp.get64(self.src);
+        let same = |lane: usize| Lanes(active).where_holds(|l| a[l] == a[lane]);
+        let agree = same(step.first()) == active;
+        let value: L32 = std::array::from_fn(|lane| match self.all {
+            false => same(lane),
+            true if agree => active,
+            true => 0,
+        });
+        step.warp.put(self.dst, active, &value);
+        if let Some(p) = self.p {
+            step.warp.put_predicate(p, active, if agree { u32::MAX } else { 0 });
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Redux {
+    op: fn(u32, u32) -> u32,
+    dst: Dst,
+    src: Src,
+}
+
+impl Together for Redux {
+    fn exchange(&self, step: &mut Step) {
+        let a = step.warp.get32(self.src);
+        let value = Lanes(step.active).map(|lane| a[lane]).reduce(self.op);
+        step.warp.put(self.dst, step.active, &[value.unwrap_or(0); LANES]);
+    }
+}
+
+#[derive(Debug)]
+struct ActiveMask {
+    dst: Dst,
+}
+
+impl Execute for ActiveMask {
+    fn execute(&self, step: &mut Step) -> Done {
+        step.warp.put(self.dst, step.active, &[step.active; LANES]);
+        Ok(Next::On)
+    }
+}
+
+#[cfg(test)]
+pub(super) fn rows() -> Vec<super::rows::Row> {
+    vec![
+        ("activemask.b32 d32", 0, 0, 0, 1),
+        ("shfl.sync.idx.b32 d32|p, a32, 0, 31, 1", 7, 0, 0, 7),
+        ("setp.eq.u32 p, a32, 7; vote.sync.ballot.b32 d32, p, 1", 7, 0, 0, 1),
+        ("setp.eq.u32 p, a32, 7; vote.sync.any.pred q, !p, 1; selp.b32 d32, 1, 0, q", 7, 0, 0, 0),
+        ("match.any.sync.b32 d32, a32, 1", 7, 0, 0, 1),
+        ("redux.sync.max.s32 d32, a32, 1", 7, 0, 0, 7),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Gpu, LaunchConfig};
+
+    /// `shfl.sync` for all lanes: the ISA's definition, by which the clamp and the segments come out of one operand.
+    #[test]
+    fn shuffles() {
+        let text = |mode: &str| {
+            format!(
+                ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 out, .param .u32 b, .param .u32 c) {{
+                    .reg .b32 %r<9>; .reg .b64 %o<4>; .reg .pred %p;
+                    ld.param.u64 %o1, [out]; ld.param.u32 %r1, [b]; ld.param.u32 %r2, [c];
+                    mov.u32 %r3, %laneid; add.u32 %r4, %r3, 100;
+                    shfl.sync.{mode}.b32 %r5|%p, %r4, %r1, %r2, -1;
+                    selp.u32 %r6, 1, 0, %p; shl.b32 %r6, %r6, 16; or.b32 %r5, %r5, %r6;
+                    mul.wide.u32 %o2, %r3, 4; add.u64 %o3, %o1, %o2; st.global.u32 [%o3], %r5; ret;
+                }}"
+            )
+        };
+        for mode in ["up", "down", "bfly", "idx"] {
+            for width in [32u32, 16, 8, 2] {
+                for offset in [0u32, 1, 3, 9, 31] {
+                    let gpu = Gpu::new(&text(mode)).unwrap();
+                    let out = gpu.allocate(128);
+                    // CUDA's own operand: segments of `width` lanes, clamped to the segment's end, or to its start for `up`.
+                    let c = (32 - width) << 8 | if mode == "up" { 0 } else { 31 };
+                    let parameters = [&out.to_le_bytes()[..], &offset.to_le_bytes(), &c.to_le_bytes()];
+                    gpu.launch("k", LaunchConfig::line(1, 32), &parameters).unwrap();
+                    for (lane, found) in gpu.download::<u32>(out, 32).unwrap().into_iter().enumerate() {
+                        let (lane, first) = (lane as i64, lane as i64 / i64::from(width) * i64::from(width));
+                        let (offset, last) = (i64::from(offset), first + i64::from(width) - 1);
+                        let from = match mode {
+                            "up" => lane - offset,
+                            "down" => lane + offset,
+                            "bfly" => lane ^ offset,
+                            _ => first + offset % i64::from(width),
+                        };
+                        let valid = if mode == "up" { from >= first } else { from <= last };
+                        let expected = if valid { 100 + from } else { 100 + lane } | i64::from(valid) << 16;
+                        assert_eq!(i64::from(found), expected, "{mode} by {offset} of {width}, lane {lane}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Loads and stores, of every space.
+
+use super::{Decoded, code};
+use crate::error::FaultKind;
+use crate::lanes::{L64, LANES, Lanes};
+use crate::line::Line;
+use crate::operand::{Dst, Order, Place, Src, resolve};
+use crate::step::{Access, Done, Execute, LaneFault, Next, Step, at, check_aligned};
+use crate::syntax::{Space, Type};
+use crate::warp::Doubt;
+
+pub(super) fn decode(line: &Line) -> Decoded {
+    match line.name {
+        "ld" | "ldu" => {
+            let (place, ty, order) = (line.place(1, line.space())?, line.ty()?, line.order());
+            line.touches(place.space, ty.size(), order);
+            code(Load { place, ty, dst: line.dsts(0)?, order })
+        }
+        "st" => {
+            let (place, ty, order) = (line.place(0, line.space())?, line.ty()?, line.order());
+            line.touches(place.space, ty.size(), order);
+            code(Store { place, size: ty.size(), src: line.srcs(1, ty)?, order })
+        }
+        _ => None,
+    }
+}
+
+/// Where a lane's local bytes are.
+fn local(step: &Step, lane: usize, address: u64, size: usize) -> Access<usize> {
+    let each = step.run.local;
+    if address.saturating_add(size as u64) > each as u64 {
+        return Err(FaultKind::OutOfBounds { space: "local", address, size, near: None });
+    }
+    if !address.is_multiple_of(size as u64) {
+        return Err(FaultKind::Misaligned { address, size });
+    }
+    Ok(lane * each + address as usize)
+}
+
+/// The number that bytes are, the first one lowest.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
+}
+
+#[derive(Debug)]
+struct Load {
+    place: Place,
+    ty: Type,
+    dst: Vec<Dst>,
+    order: Order,
+}
+
+impl Load {
+    #[inline]
+    fn read(&self, step: &mut Step, lane: usize, address: u64, strong: bool) -> Access<u64> {
+        let (space, address) = resolve(self.place.space, address);
+        let size = self.ty.size();
+        match space {
+            Space::Global | Space::Const | Space::Reg => step.run.memory.load(address, size, strong, &step.warp.clock),
+            Space::Param => {
+                let at = usize::try_from(address).ok();
+                let bytes = at.and_then(|at| step.run.parameters.get(at..at.checked_add(size)?));
+                bytes.map(number).ok_or(FaultKind::OutOfBounds { space: "parameter", address, size, near: None })
+            }
+            Space::Local => {
+                let start = local(step, lane, address, size)?;
+                if step.warp.local_written[start..start + size].iter().any(|written| !written) {
+                    return Err(FaultKind::Uninitialised { space: "local", address });
+                }
+                Ok(number(&step.warp.local[start..start + size]))
+            }
+            Space::Shared => step.run.shared.load(address, size, strong, &step.warp.thread(lane, step.run.tick)),
+        }
+    }
+
+    /// Reads what may have been changed by atomics. That is a race, unless a compare-and-swap of the same place follows and makes sure of it:
+    /// nvcc's own loops begin so.
+    fn read_doubtful(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<L64, LaneFault> {
+        let mut value = [0; LANES];
+        for lane in Lanes(step.active) {
+            let address = addresses[lane].wrapping_add(offset);
+            value[lane] = match self.read(step, lane, address, false) {
+                Err(
+                    race @ (FaultKind::GlobalRace { atomic: true, .. } | FaultKind::SharedRace { atomic: true, .. }),
+                ) => {
+                    let pc = step.pc;
+                    step.warp.doubt.get_or_insert(Doubt { pc, lane, address, race });
+                    self.read(step, lane, address, true).map_err(at(lane))?
+                }
+                other => other.map_err(at(lane))?,
+            };
+        }
+        Ok(value)
+    }
+
+    /// What the lanes read at an offset from their addresses.
+    fn read_all(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<L64, LaneFault> {
+        if self.order == Order::Weak && self.place.space == Some(Space::Global) {
+            let lanes = Lanes(step.active);
+            return match step.run.memory.load_lanes(lanes, addresses, offset, self.ty.size(), &step.warp.clock) {
+                Ok(value) => Ok(value),
+                Err((_, FaultKind::GlobalRace { atomic: true, .. })) => self.read_doubtful(step, addresses, offset),
+                Err((lane, kind)) => Err(LaneFault { kind, lane }),
+            };
+        }
+        if self.order == Order::Weak && self.is_seen() {
+            return self.read_doubtful(step, addresses, offset);
+        }
+        let mut value = [0; LANES];
+        for lane in Lanes(step.active) {
+            let address = addresses[lane].wrapping_add(offset);
+            value[lane] = self.read(step, lane, address, self.order != Order::Weak).map_err(at(lane))?;
+        }
+        Ok(value)
+    }
+}
+
+impl Execute for Load {
+    fn execute(&self, step: &mut Step) -> Done {
+        let Self { place, ty, dst, order } = self;
+        let (addresses, active) = (step.warp.addresses(place), step.active);
+        let size = ty.size();
+        check_aligned(active, &addresses, size * dst.len())?;
+        let global = step.run.counters.access(active, place.space, &addresses, size * dst.len(), false);
+        if global {
+            step.warp.clock.enter(step.run.phase);
+        }
+        let first = step.first();
+        let mut last = 0;
+        for (i, &dst) in dst.iter().enumerate() {
+            let mut value = self.read_all(step, &addresses, (i * size) as u64)?;
+            if let Type::Signed(bytes @ (1 | 2 | 4)) = *ty {
+                let shift = 64 - 8 * u32::from(bytes);
+                value = value.map(|raw| ((raw << shift) as i64 >> shift) as u64);
+            }
+            step.warp.put(dst, active, &value);
+            last = value[first];
+        }
+        if *order != Order::Weak && global {
+            for lane in Lanes(active) {
+                let (_, address) = resolve(place.space, addresses[lane]);
+                if *order == Order::Acquire {
+                    step.warp.clock.acquire(address, &step.world.published);
+                } else {
+                    step.warp.clock.observe(address, &step.world.published);
+                }
+            }
+            if step.warp.looked(step.pc, addresses[first], last) {
+                return Ok(Next::Sleep);
+            }
+        }
+        Ok(if self.is_seen() { Next::Seen } else { Next::On })
+    }
+
+    fn is_seen(&self) -> bool {
+        !matches!(self.place.space, Some(Space::Param | Space::Local | Space::Const))
+    }
+}
+
+#[derive(Debug)]
+struct Store {
+    place: Place,
+    size: usize,
+    src: Vec<Src>,
+    order: Order,
+}
+
+impl Store {
+    #[inline]
+    fn write(&self, step: &mut Step, lane: usize, address: u64, value: u64) -> Access<()> {
+        let (space, address) = resolve(self.place.space, address);
+        let size = self.size;
+        match space {
+            Space::Local => {
+                let start = local(step, lane, address, size)?;
+                step.warp.local[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
+                step.warp.local_written[start..start + size].fill(true);
+                Ok(())
+            }
+            Space::Shared => step.run.shared.store(address, size, value, &step.warp.thread(lane, step.run.tick)),
+            _ if self.order == Order::Weak => step.run.memory.store(address, size, value, &step.warp.clock),
+            _ => step.run.memory.store_strong(address, size, value, &step.warp.clock),
+        }
+    }
+}
+
+impl Execute for Store {
+    fn execute(&self, step: &mut Step) -> Done {
+        let Self { place, size, src, order } = self;
+        let (addresses, active) = (step.warp.addresses(place), step.active);
+        check_aligned(active, &addresses, size * src.len())?;
+        let global = step.run.counters.access(active, place.space, &addresses, size * src.len(), true);
+        if global {
+            if *order == Order::Release {
+                step.run.phase = step.warp.clock.fence(step.run.phase);
+            }
+            step.warp.clock.enter(step.run.phase);
+        }
+        step.warp.last_look = None;
+        for (i, &src) in src.iter().enumerate() {
+            let value = step.warp.get64(src);
+            for lane in Lanes(active) {
+                let address = addresses[lane].wrapping_add((i * size) as u64);
+                self.write(step, lane, address, value[lane]).map_err(at(lane))?;
+            }
+        }
+        if global && *order != Order::Weak {
+            step.world.version += 1;
+            Lanes(active).for_each(|lane| step.warp.clock.publish(addresses[lane], &mut step.world.published));
+        }
+        Ok(if self.is_seen() { Next::Seen } else { Next::On })
+    }
+
+    fn is_seen(&self) -> bool {
+        !matches!(self.place.space, Some(Space::Param | Space::Local))
+    }
+}
+
+#[cfg(test)]
+pub(super) fn rows() -> Vec<super::rows::Row> {
+    use super::rows::s;
+    vec![
+        ("ld.global.u8 d32, [i]", 0x80, 0, 0, 0x80),
+        ("ld.global.s8 d32, [i]", 0x80, 0, 0, s(-128)),
+        ("ld.global.s16 d32, [i]", 0x8000, 0, 0, s(-32768)),
+        ("ld.global.s32 d64, [i]", s(-5), 0, 0, -5i64 as u64),
+        ("ld.global.u32 d64, [i]", s(-5), 0, 0, s(-5)),
+        ("ld.global.b16 d16, [i+2]", 0x1234_5678, 0, 0, 0x1234),
+        ("ld.global.v2.u32 {e32, d32}, [i]", 7 << 32 | 3, 0, 0, 7),
+        ("ld.global.v4.u32 {e32, f32, d32, e32}, [i]", 0, 9, 0, 9),
+        ("ld.global.v2.u64 {c64, d64}, [i]", 1, 2, 0, 2),
+        ("ld.global.nc.L1::no_allocate.u32 d32, [i]", 77, 0, 0, 77),
+        ("ld.u32 d32, [i]", 77, 0, 0, 77),
+        ("st.global.v2.u16 [i], {a16, b16}; ld.global.u32 d32, [i]", 0x1111, 0x2222, 0, 0x2222_1111),
+        ("st.global.u8 [i+1], b16; ld.global.u16 d16, [i]", 0x1234, 0xab, 0, 0xab34),
+    ]
+}

@@ -1,0 +1,279 @@
+//! Matrices: `mma.sync` and `ldmatrix`. Layouts are those of the tables in the PTX ISA's section on matrix fragments.
+
+use half::f16;
+use pulp::Arch;
+
+use super::{Decoded, code};
+use crate::lanes::{L32, L64, LANES};
+use crate::line::Line;
+use crate::operand::{Dst, Place, Src, resolve};
+use crate::step::{Done, Execute, Next, Step, at, check_aligned};
+use crate::syntax::Type;
+
+pub(super) fn decode(line: &Line) -> Decoded {
+    match line.name {
+        "mma" => mma(line),
+        "ldmatrix" if line.has("m8n8") && line.has("b16") => {
+            let dst = line.dsts(0).filter(|dst| matches!(dst.len(), 1 | 2 | 4))?;
+            code(LoadMatrix { dst, place: line.place(1, line.space())?, transposed: line.has("trans") })
+        }
+        _ => None,
+    }
+}
+
+fn mma(line: &Line) -> Decoded {
+    let modifiers = &line.modifiers;
+    if !modifiers.starts_with(&["sync", "aligned"]) || !modifiers.windows(2).any(|w| w == ["row", "col"]) {
+        return None;
+    }
+    let (shape, dst) = (*modifiers.get(2)?, line.dsts(0)?);
+    let [d, left, right, c] = line.types[..] else { return None };
+    if left != right || d != c {
+        return None;
+    }
+    if (shape, d, left) == ("m8n8k4", Type::F64, Type::F64) {
+        let (a, b, c) = (line.srcs(1, left)?, line.srcs(2, left)?, line.srcs(3, left)?);
+        let ([a], [b], [c0, c1], [d0, d1]) = (&a[..], &b[..], &c[..], &dst[..]) else { return None };
+        return code(MmaF64 { dst: [*d0, *d1], a: *a, b: *b, c: [*c0, *c1] });
+    }
+    let element = match left {
+        Type::F16 => Element::F16,
+        Type::Bf16 => Element::Bf16,
+        Type::Tf32 => Element::Tf32,
+        _ => return None,
+    };
+    let k = match (shape, element) {
+        ("m16n8k16", Element::F16 | Element::Bf16) => 16,
+        ("m16n8k8", _) => 8,
+        ("m16n8k4", Element::Tf32) => 4,
+        _ => return None,
+    };
+    let narrow = match (d, element) {
+        (Type::F32, _) => false,
+        (Type::F16, Element::F16) => true,
+        _ => return None,
+    };
+    let product = Product { element, k, narrow };
+    let bits = Type::Bits(4);
+    let (a, b, c) = (line.srcs(1, bits)?, line.srcs(2, bits)?, line.srcs(3, d)?);
+    let fits = (a.len(), b.len(), c.len()) == product.registers() && dst.len() == c.len();
+    if fits { code(Mma { product, dst, a, b, c }) } else { None }
+}
+
+/// What an `mma` multiplies and adds up. Rows of A are 16, or 8 in f64; columns of B are 8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Element {
+    F16,
+    Bf16,
+    Tf32,
+}
+
+/// An `mma.sync` of shape m16n8k`k`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Product {
+    pub element: Element,
+    pub k: usize,
+    /// C, D: f16, two a register
+    pub narrow: bool,
+}
+
+const M: usize = 16;
+const N: usize = 8;
+const MOST_K: usize = 16;
+
+impl Product {
+    /// Registers of A, of B, and of C or D.
+    fn registers(self) -> (usize, usize, usize) {
+        let each = if self.element == Element::Tf32 { 1 } else { 2 };
+        (M * self.k / LANES / each, self.k * N / LANES / each, if self.narrow { 2 } else { 4 })
+    }
+
+    /// D = A·B + C. Products are exact, and added to C in the order of k in f32; the hardware's order and its inner roundings are not documented.
+    fn run(self, a: &[L32], b: &[L32], c: &[L32]) -> [L32; 4] {
+        let (mut left, mut right) = ([[0f32; MOST_K]; M], [[0f32; N]; MOST_K]);
+        let each = if self.element == Element::Tf32 { 1 } else { 2 };
+        let value = |register: u32, part: usize| match self.element {
+            Element::F16 => f16::from_bits((register >> (16 * part)) as u16).to_f32(),
+            Element::Bf16 => f32::from_bits(register >> (16 * part) << 16),
+            // The low 13 bits are not part of a tf32.
+            Element::Tf32 => f32::from_bits(register & !0x1fff),
+        };
+        // A lane's group is its row of A and its column of B; its rank in the group tells the columns, or rows.
+        for lane in 0..LANES {
+            let (group, rank) = (lane / 4, lane % 4);
+            for (i, register) in a.iter().enumerate() {
+                for part in 0..each {
+                    left[group + 8 * (i % 2)][each * rank + part + 4 * each * (i / 2)] = value(register[lane], part);
+                }
+            }
+            for (i, register) in b.iter().enumerate() {
+                for part in 0..each {
+                    right[each * rank + part + 4 * each * i][group] = value(register[lane], part);
+                }
+            }
+        }
+        let mut sums = [[0f32; N]; M];
+        for lane in 0..LANES {
+            for i in 0..4 {
+                let sum = &mut sums[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+                *sum = if self.narrow {
+                    f16::from_bits((c[i / 2][lane] >> (16 * (i % 2))) as u16).to_f32()
+                } else {
+                    f32::from_bits(c[i][lane])
+                };
+            }
+        }
+        Arch::new().dispatch(Multiply { a: &left, b: &right, c: &mut sums, k: self.k });
+        let mut d = [[0; LANES]; 4];
+        for lane in 0..LANES {
+            for i in 0..4 {
+                let sum = sums[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+                if self.narrow {
+                    d[i / 2][lane] |= u32::from(f16::from_f32(sum).to_bits()) << (16 * (i % 2));
+                } else {
+                    d[i][lane] = sum.to_bits();
+                }
+            }
+        }
+        d
+    }
+}
+
+struct Multiply<'m> {
+    a: &'m [[f32; MOST_K]; M],
+    b: &'m [[f32; N]; MOST_K],
+    c: &'m mut [[f32; N]; M],
+    k: usize,
+}
+
+impl pulp::NullaryFnOnce for Multiply<'_> {
+    type Output = ();
+
+    // Iterators would not be inlined into what is compiled for the processor.
+    #[allow(clippy::needless_range_loop)]
+    #[inline(always)]
+    fn call(self) {
+        for i in 0..M {
+            let mut sum = self.c[i];
+            for p in 0..self.k {
+                for j in 0..N {
+                    sum[j] = self.a[i][p].mul_add(self.b[p][j], sum[j]);
+                }
+            }
+            self.c[i] = sum;
+        }
+    }
+}
+
+/// `mma.sync.m8n8k4` in f64: D = A·B + C, in the order of k, rounded at each step.
+fn mma_f64(a: &L64, b: &L64, c: [&L64; 2]) -> [L64; 2] {
+    let mut d = [[0; LANES]; 2];
+    for lane in 0..LANES {
+        for i in 0..2 {
+            let (row, column) = (lane / 4, 2 * (lane % 4) + i);
+            let sum = (0..4).fold(f64::from_bits(c[i][lane]), |sum, k| {
+                f64::from_bits(a[4 * row + k]).mul_add(f64::from_bits(b[4 * column + k]), sum)
+            });
+            d[i][lane] = sum.to_bits();
+        }
+    }
+    d
+}
+
+/// What a lane gets of an 8×8 matrix of 16-bit elements, a row of which is 16 bytes: two elements of a row, or of a column if transposed.
+fn matrix_part(rows: &[[u8; 16]; 8], lane: usize, transposed: bool) -> u32 {
+    let element =
+        |row: usize, column: usize| u32::from(u16::from_le_bytes([rows[row][2 * column], rows[row][2 * column + 1]]));
+    let (major, minor) = (lane / 4, 2 * (lane % 4));
+    if transposed {
+        element(minor, major) | element(minor + 1, major) << 16
+    } else {
+        element(major, minor) | element(major, minor + 1) << 16
+    }
+}
+
+#[derive(Debug)]
+struct Mma {
+    product: Product,
+    dst: Vec<Dst>,
+    a: Vec<Src>,
+    b: Vec<Src>,
+    c: Vec<Src>,
+}
+
+impl Execute for Mma {
+    fn execute(&self, step: &mut Step) -> Done {
+        step.whole_warp()?;
+        let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
+        let d = self.product.run(&registers(&self.a), &registers(&self.b), &registers(&self.c));
+        for (dst, value) in self.dst.iter().zip(&d) {
+            step.warp.put(*dst, step.active, value);
+        }
+        step.run.counters.mma += 1;
+        step.run.counters.mma_flop += 2 * 16 * 8 * self.product.k as u64;
+        Ok(Next::On)
+    }
+}
+
+#[derive(Debug)]
+struct MmaF64 {
+    dst: [Dst; 2],
+    a: Src,
+    b: Src,
+    c: [Src; 2],
+}
+
+impl Execute for MmaF64 {
+    fn execute(&self, step: &mut Step) -> Done {
+        step.whole_warp()?;
+        let c = self.c.map(|src| step.warp.get64(src));
+        let d = mma_f64(&step.warp.get64(self.a), &step.warp.get64(self.b), [&c[0], &c[1]]);
+        for (dst, value) in self.dst.iter().zip(&d) {
+            step.warp.put(*dst, step.active, value);
+        }
+        step.run.counters.mma += 1;
+        step.run.counters.mma_flop += 2 * 8 * 8 * 4;
+        Ok(Next::On)
+    }
+}
+
+#[derive(Debug)]
+struct LoadMatrix {
+    dst: Vec<Dst>,
+    place: Place,
+    transposed: bool,
+}
+
+impl Execute for LoadMatrix {
+    fn execute(&self, step: &mut Step) -> Done {
+        step.whole_warp()?;
+        let addresses: L64 = step.warp.addresses(&self.place).map(|address| resolve(self.place.space, address).1);
+        let rows = u32::MAX >> (LANES - 8 * self.dst.len());
+        step.run.counters.matrix_access(rows, &addresses);
+        check_aligned(rows, &addresses, 16)?;
+        for (i, &dst) in self.dst.iter().enumerate() {
+            let mut matrix = [[0; 16]; 8];
+            for (row, bytes) in matrix.iter_mut().enumerate() {
+                let lane = 8 * i + row;
+                for half in 0..2 {
+                    let thread = step.warp.thread(lane, step.run.tick);
+                    let part = step.run.shared.load(addresses[lane] + 8 * half, 8, false, &thread).map_err(at(lane))?;
+                    bytes[8 * half as usize..][..8].copy_from_slice(&part.to_le_bytes());
+                }
+            }
+            let value: L32 = std::array::from_fn(|lane| matrix_part(&matrix, lane, self.transposed));
+            step.warp.put(dst, u32::MAX, &value);
+        }
+        Ok(Next::Seen)
+    }
+
+    fn is_seen(&self) -> bool {
+        true
+    }
+}
+
+/// Matrices are a whole warp's: `tests/tensor.rs` has them.
+#[cfg(test)]
+pub(super) fn rows() -> Vec<super::rows::Row> {
+    Vec::new()
+}

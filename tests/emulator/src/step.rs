@@ -1,0 +1,186 @@
+//! What an instruction is to the interpreter: something that a group of lanes executes, with what it can reach while it does.
+
+use std::fmt::Debug;
+
+use crate::count::Counters;
+use crate::error::FaultKind;
+use crate::lanes::{L32, L64, Lanes};
+use crate::memory::View;
+use crate::operand::Place;
+use crate::order::Published;
+use crate::shared::{MOST_TICKS, Shared};
+use crate::warp::{BarrierVote, Warp};
+
+/// A decoded instruction.
+pub(crate) trait Execute: Debug + Send + Sync {
+    /// Executes it for the active lanes, one at least.
+    fn execute(&self, step: &mut Step) -> Done;
+
+    /// Whether others may see what it does, or it waits for them, or it is the end.
+    fn is_seen(&self) -> bool {
+        false
+    }
+
+    /// The place that it compares and swaps, if it does.
+    fn swaps(&self) -> Option<&Place> {
+        None
+    }
+
+    /// Whether the interpreter knows what it does.
+    fn is_known(&self) -> bool {
+        true
+    }
+}
+
+/// A fault in a warp: what, in which lane.
+#[derive(Debug)]
+pub(crate) struct LaneFault {
+    pub kind: FaultKind,
+    pub lane: usize,
+}
+
+/// What an access to memory comes to.
+pub(crate) type Access<T> = Result<T, FaultKind>;
+
+pub(crate) type Done = Result<Next, LaneFault>;
+
+/// The fault of a lane.
+pub(crate) fn at(lane: usize) -> impl Fn(FaultKind) -> LaneFault {
+    move |kind| LaneFault { kind, lane }
+}
+
+/// How its group goes on after an instruction.
+#[derive(Debug)]
+pub(crate) enum Next {
+    On,
+    /// Others may have seen it
+    Seen,
+    /// The active lanes go on elsewhere
+    Jump(u32),
+    /// The active lanes end
+    Exit,
+    /// It waits for lanes that are not here
+    Gather,
+    /// It looked at memory that has not changed
+    Sleep,
+    /// Lanes name different masks: these go by themselves
+    Split(u32),
+    /// The active lanes are at a barrier of `wanted` threads, or of all
+    Barrier {
+        id: u32,
+        wanted: Option<u32>,
+        /// They do not wait there
+        arrive: bool,
+        vote: Option<BarrierVote>,
+    },
+}
+
+/// What the blocks of a launch share, where they run in turn.
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub published: Published,
+    /// Rises when an atomic or a strong store changes memory
+    pub version: u64,
+}
+
+/// What a block has beside its warps.
+#[derive(Debug)]
+pub(crate) struct Run<'g> {
+    pub parameters: &'g [u8],
+    /// Bytes of local memory a thread
+    pub local: usize,
+    pub shared: Shared,
+    pub memory: View<'g>,
+    /// Counts what orders accesses to shared memory
+    pub tick: u32,
+    /// Counts what orders accesses to global memory
+    pub phase: u32,
+    pub counters: Counters,
+}
+
+impl Run<'_> {
+    /// Something orders accesses to shared memory; a warp, if given, knows it of itself.
+    pub fn advance_tick(&mut self, warp: Option<&mut Warp>) {
+        self.tick += 1;
+        if self.tick == MOST_TICKS {
+            self.shared.forget();
+            self.tick = 1;
+        }
+        if let Some(warp) = warp {
+            if self.tick == 1 {
+                warp.known.fill(0);
+            }
+            warp.known[warp.index as usize] = self.tick;
+        }
+    }
+}
+
+/// An instruction's execution by a group of a warp's lanes.
+#[derive(Debug)]
+pub(crate) struct Step<'s, 'g> {
+    pub run: &'s mut Run<'g>,
+    pub warp: &'s mut Warp<'g>,
+    pub world: &'s mut World,
+    pub pc: u32,
+    /// Those of the group whose guard holds
+    pub active: u32,
+    /// The group
+    pub mask: u32,
+}
+
+impl Step<'_, '_> {
+    pub fn first(&self) -> usize {
+        self.active.trailing_zeros() as usize
+    }
+
+    /// A fault that is all lanes'.
+    pub fn fault(&self, kind: FaultKind) -> LaneFault {
+        LaneFault { kind, lane: self.first() }
+    }
+
+    /// Whether all live lanes that `members` name are here; if not, the group waits for them. If so, they are in step.
+    pub fn together(&mut self, members: &L32) -> Done {
+        let (active, member) = (self.active, members[self.first()]);
+        // Parts of a warp may do the same at the same place, each for itself.
+        let same = Lanes(active).where_holds(|l| members[l] == member);
+        if same != active {
+            return Ok(Next::Split(same));
+        }
+        if member & active != active {
+            let text = format!("lanes {active:#010x} execute it, the mask names {member:#010x}");
+            return Err(self.fault(FaultKind::Barrier(text)));
+        }
+        if member & self.warp.live() & !active != 0 {
+            if self.mask & member & !active != 0 {
+                let text = format!("lanes {:#010x} of the mask do not execute it", member & !active);
+                return Err(self.fault(FaultKind::Deadlock(text)));
+            }
+            return Ok(Next::Gather);
+        }
+        self.run.advance_tick(Some(self.warp));
+        Ok(Next::On)
+    }
+
+    /// Instructions on matrices are the whole warp's.
+    pub fn whole_warp(&self) -> Result<(), LaneFault> {
+        if self.active == u32::MAX {
+            return Ok(());
+        }
+        let text = format!("all 32 lanes must execute it together, {:#010x} do", self.active);
+        Err(self.fault(FaultKind::Barrier(text)))
+    }
+}
+
+/// A vector is aligned as a whole, though its elements are accessed one by one.
+#[inline]
+pub(crate) fn check_aligned(active: u32, addresses: &L64, size: usize) -> Result<(), LaneFault> {
+    // Sizes are powers of two, but for vectors of three, which there are none of.
+    let low = size as u64 - 1;
+    if active == u32::MAX && addresses.iter().fold(0, |any, address| any | address) & low == 0 {
+        return Ok(());
+    }
+    match Lanes(active).find(|&lane| addresses[lane] & low != 0) {
+        Some(lane) => Err(LaneFault { kind: FaultKind::Misaligned { address: addresses[lane], size }, lane }),
+        None => Ok(()),
+    }
+}
