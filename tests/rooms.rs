@@ -36,10 +36,14 @@ fn files(root: &Path) -> Files {
     fn add(files: &mut Files, module: &str, file: &Path, children: &Path) {
         let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let text = code(&text);
-        for name in declared(&text) {
+        for (name, elsewhere) in declared(&text) {
             let in_folder = children.join(&name).join("mod.rs");
             let beside = children.join(&name).with_extension("rs");
-            let child = if in_folder.exists() { in_folder } else { beside };
+            let child = match elsewhere {
+                Some(path) => file.parent().expect("a file has a folder").join(path),
+                None if in_folder.exists() => in_folder,
+                None => beside,
+            };
             let module = if module.is_empty() { name.clone() } else { format!("{module}::{name}") };
             add(files, &module, &child, &children.join(&name));
         }
@@ -78,14 +82,21 @@ fn code(text: &str) -> String {
     kept
 }
 
-/// Names of `mod name;` lines.
-fn declared(text: &str) -> Vec<String> {
-    let name = |line: &str| {
-        let line = line.trim();
-        let line = line.strip_prefix("pub(crate) ").or_else(|| line.strip_prefix("pub ")).unwrap_or(line);
-        line.strip_prefix("mod ")?.strip_suffix(';').map(str::to_string)
-    };
-    text.lines().filter_map(name).collect()
+/// The modules that a text declares, each with the file that a `path` attribute names for it.
+fn declared(text: &str) -> Vec<(String, Option<String>)> {
+    let mut found = Vec::new();
+    let mut elsewhere = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(path) = line.strip_prefix("#[path = \"") {
+            elsewhere = path.strip_suffix("\"]").map(str::to_string);
+            continue;
+        }
+        let item = line.strip_prefix("pub(crate) ").or_else(|| line.strip_prefix("pub ")).unwrap_or(line);
+        if let Some(name) = item.strip_prefix("mod ").and_then(|rest| rest.strip_suffix(';')) {
+            found.push((name.to_string(), elsewhere.take()));
+        }
+    }
+    found
 }
 
 /// The paths of a `use` tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
