@@ -21,11 +21,9 @@ use std::time::{Duration, Instant};
 use candle_core::DType;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 
-use case::{Case, Way};
+use case::{Case, Result, Way};
 use memory::Counting;
 use record::{CaseRecord, Growth, Record};
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
