@@ -69,13 +69,19 @@ struct ContractTile {
     T dots[TILE];
 };
 
+// Row `row` of a gradient, whose elements are E or, where gradients are wide, T.
+template <class E, class T>
+__device__ void *gradient_at(const MarginLossCall &call, void *gradient, i64 row) {
+    return static_cast<char *>(gradient) + row * call.d * i64(call.wide_gradients ? sizeof(T) : sizeof(E));
+}
+
 // What the two gradients have in common once a tile's sums are whole: earlier chunks, the projection, the norm, and the rounding. Begins and
 // ends with a barrier.
 //
 //     out[m][d] = (Σ − dots[m]·unit row m)·(scale/length of m), where g has the norms in it Σ·length first
 template <bool NORMS_IN_G, class E, class T, class Tile, class Sums>
-__device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, const E *values, i64 stride, i64 d, i64 d0, i64 rows, bool first,
-                               bool last) {
+__device__ void write_gradient(Tile &tile, const Sums &acc, void *out, bool wide, T *sums, const E *values, i64 stride, i64 d, i64 d0, i64 rows,
+                               bool first, bool last) {
 #pragma unroll
     for (int e = 0; e < TILE * TILE / THREADS; e++) tile.values[acc.row(e)][acc.column(e)] = acc.at[e];
     __syncthreads();
@@ -91,7 +97,11 @@ __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, con
         bool counts = norm.length != T(0);
         if (NORMS_IN_G) sum *= norm.magnitude();
         if (counts && norm.projects()) sum -= tile.dots[row] * (T(widen(values[row * stride + at])) * norm.scale / norm.length);
-        out[row * d + at] = Narrow<E, T>::of(counts ? sum / norm.magnitude() * norm.scale : T(0));
+        T gradient = counts ? sum / norm.magnitude() * norm.scale : T(0);
+        if (wide)
+            static_cast<T *>(out)[row * d + at] = gradient;
+        else
+            static_cast<E *>(out)[row * d + at] = Narrow<E, T>::of(gradient);
     }
     __syncthreads();
 }
@@ -140,7 +150,7 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
             tile.dots[r] = dot;
         }
         i64 row0 = chunk.row0 + i0;
-        write_gradient<Engine::NORMS_IN_G, X, T>(tile, acc, static_cast<X *>(call.dx) + row0 * call.d, static_cast<T *>(chunk.dx_sums) + i0 * call.d,
+        write_gradient<Engine::NORMS_IN_G, X, T>(tile, acc, gradient_at<X, T>(call, call.dx, row0), call.wide_gradients, static_cast<T *>(chunk.dx_sums) + i0 * call.d,
                              static_cast<const X *>(call.x) + row0 * call.x_stride, call.x_stride, call.d, d0, chunk.rows - i0,
                              chunk.first_classes, chunk.last_classes);
     } else {
@@ -164,7 +174,7 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
             tile.dots[r] = dot;
             tile.norms[r] = class_norms[j0 + r];
         }
-        write_gradient<Engine::NORMS_IN_G, W, T>(tile, acc, static_cast<W *>(call.dw) + class0 * call.d, static_cast<T *>(chunk.dw_sums) + j0 * call.d,
+        write_gradient<Engine::NORMS_IN_G, W, T>(tile, acc, gradient_at<W, T>(call, call.dw, class0), call.wide_gradients, static_cast<T *>(chunk.dw_sums) + j0 * call.d,
                              static_cast<const W *>(call.w) + class0 * call.w_stride, call.w_stride, call.d, d0, chunk.classes - j0,
                              chunk.first_rows, chunk.last_rows);
     }

@@ -34,7 +34,7 @@ __device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows,
         double scale = double(scale2<T>(options)) / LOG2_E;
         Finished f = finish(options, statistics, scale, double(call.c), options.angular[label], options.additive[label], prior, hard);
         double sample_weight = sample_weight_of(call, row);
-        if (!(sample_weight >= 0.0 && sample_weight < INFINITY)) {
+        if (!(sample_weight >= 0.0 && sample_weight <= MARGIN_LOSS_LARGEST)) {
             state.label = BAD_WEIGHT;
         } else {
             state.weight = sample_weight * (options.weights != nullptr ? options.weights[label] : 1.0);
@@ -87,7 +87,7 @@ __device__ inline double reduce_rows(const MarginLossCall &call, const RowState<
 template <class T>
 __device__ inline double coefficient(const MarginLossCall &call, i64 row, const RowState<T> &state, double factor) {
     double upstream = call.upstream != nullptr ? double(static_cast<const T *>(call.upstream)[row]) : 1.0;
-    return upstream * factor * state.weight * call.options.scale;
+    return upstream * call.gradient_scale * factor * state.weight * call.options.scale;
 }
 
 } // namespace margin_loss

@@ -23,7 +23,7 @@ static_assert(sizeof(RowState<float>) == MARGIN_LOSS_ROW_STATE_F32 && sizeof(Row
 static_assert(sizeof(Norm<float>) == MARGIN_LOSS_NORM_F32 && sizeof(Norm<double>) == MARGIN_LOSS_NORM_F64, "Norm");
 static_assert(sizeof(Statistics<float>) == MARGIN_LOSS_STATISTICS_F32 && sizeof(Statistics<double>) == MARGIN_LOSS_STATISTICS_F64, "Statistics");
 
-// The label is the ignore index; the label is no class; the sample weight is negative or not finite.
+// The label is the ignore index; the label is no class, or one that the prior takes out; the sample weight is out of its range.
 constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
 
 // What a call's phases leave to each other: in global memory, or in the block's own where one block makes several of them. The host's
@@ -56,10 +56,13 @@ struct Scratch {
 // y, IGNORED or BAD_LABEL
 __device__ inline int label_of(const MarginLossCall &call, i64 row) {
     i64 at = row * call.label_stride;
-    i64 label = call.labels_are_wide ? static_cast<const i64 *>(call.labels)[at]
-                                     : i64(static_cast<const unsigned int *>(call.labels)[at]);
+    i64 label = call.label_type == MARGIN_LOSS_I64   ? static_cast<const i64 *>(call.labels)[at]
+                : call.label_type == MARGIN_LOSS_U32 ? i64(static_cast<const unsigned int *>(call.labels)[at])
+                                                     : i64(static_cast<const unsigned char *>(call.labels)[at]);
     if (call.options.has_ignore_index && label == call.options.ignore_index) return IGNORED;
-    return label >= 0 && label < call.c ? int(label) : BAD_LABEL;
+    if (label < 0 || label >= call.c) return BAD_LABEL;
+    bool out = call.options.prior != nullptr && call.options.prior[label] <= MARGIN_LOSS_OUT;
+    return out ? BAD_LABEL : int(label);
 }
 
 } // namespace margin_loss

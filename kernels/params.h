@@ -45,6 +45,15 @@
 #define MARGIN_LOSS_REDUCE_MEAN 2
 #define MARGIN_LOSS_REDUCE_WEIGHTED_MEAN 3
 
+// The largest sample weight; the log prior of a class that is out (src/options.rs).
+#define MARGIN_LOSS_LARGEST 1e9
+#define MARGIN_LOSS_OUT -1e18
+
+// The dtype of the labels
+#define MARGIN_LOSS_U8 0
+#define MARGIN_LOSS_U32 1
+#define MARGIN_LOSS_I64 2
+
 // The dtype of the sample weights
 #define MARGIN_LOSS_NO_WEIGHTS 0
 #define MARGIN_LOSS_F16 1
@@ -88,7 +97,7 @@ struct MarginLossCall {
     const void *labels;       // y (N)
     const void *sample_weights; // (N), or null
     long long x_stride, w_stride, label_stride, sample_weight_stride; // in elements
-    int labels_are_wide;      // i64, else u32
+    int label_type;
     int sample_weight_type;
 
     void *loss;               // T, a scalar; null where nothing is reduced
@@ -98,6 +107,7 @@ struct MarginLossCall {
     void *target_cosine;      // T (N)
     void *dx;                 // dX (N, D), contiguous, or null
     void *dw;                 // dW (C, D), contiguous, or null
+    double gradient_scale;    // what both are multiplied by before they are rounded
 
     // Kept between forward and backward.
     void *rows;               // RowState<T> (N)
@@ -112,7 +122,7 @@ struct MarginLossCall {
     long long splits;
     // fused_step in one block: rows, class_norms, partials and the chunk's g and class_dots are offsets into its shared memory.
     int on_chip;
-    int unused;
+    int wide_gradients;       // dX and dW are of type T, whatever X and W are
 };
 
 // One chunk of the backward pass: rows [row0, row0 + rows) and classes [class0, class0 + classes), both starts multiples of the tile.

@@ -3,7 +3,10 @@
 use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
 use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
-use crate::options::{ClassWeights, Params, Prior, Reduction};
+use crate::options::{ClassWeights, LARGEST, OUT, Params, Path, Prior, Reduction};
+
+/// The largest λ: ψ′ is in λ·A/2, and is to leave room in single precision.
+const MOST_STRENGTH: f64 = 1e6;
 
 /// Sets a [`MarginLoss`](crate::MarginLoss)'s options; [`build`](MarginLossBuilder::build) checks that they make sense together.
 #[derive(Debug, Clone)]
@@ -21,6 +24,8 @@ pub struct MarginLossBuilder {
     reduction: Reduction,
     ignore_index: Option<i64>,
     label_smoothing: f64,
+    path: Path,
+    recompute_gradients: bool,
     workspace_bytes: Option<usize>,
     check_labels: bool,
     streaming: bool,
@@ -42,6 +47,8 @@ impl MarginLossBuilder {
             reduction: Reduction::Mean,
             ignore_index: None,
             label_smoothing: 0.0,
+            path: Path::Auto,
+            recompute_gradients: false,
             workspace_bytes: None,
             check_labels: true,
             streaming: false,
@@ -54,7 +61,7 @@ impl MarginLossBuilder {
         self
     }
 
-    /// The scale s > 0 of the cosines. Default 32.
+    /// The scale s of the cosines, 0 < s ≤ 10⁹. Default 32.
     pub fn scale(mut self, scale: f64) -> Self {
         self.scale = scale;
         self
@@ -72,7 +79,7 @@ impl MarginLossBuilder {
         self
     }
 
-    /// The strength λ ≥ 0 of the instance margin; needs an instance gate. Default 1.
+    /// The strength λ of the instance margin, 0 ≤ λ ≤ 10⁶; needs an instance gate. Default 1.
     pub fn instance_strength(mut self, lambda: f64) -> Self {
         self.instance_strength = Some(lambda);
         self
@@ -108,6 +115,11 @@ impl MarginLossBuilder {
         self
     }
 
+    pub(crate) fn map_reduction(mut self, change: impl FnOnce(Reduction) -> Reduction) -> Self {
+        self.reduction = change(self.reduction);
+        self
+    }
+
     /// Rows with this label have no loss, no gradient and no part in any denominator. Default: none.
     pub fn ignore_index(mut self, index: i64) -> Self {
         self.ignore_index = Some(index);
@@ -117,6 +129,24 @@ impl MarginLossBuilder {
     /// α of the target distribution (1 − α)·onehot + α/C, 0 ≤ α < 1. Default 0.
     pub fn label_smoothing(mut self, alpha: f64) -> Self {
         self.label_smoothing = alpha;
+        self
+    }
+
+    /// Which implementation a call takes. Default [`Path::Auto`].
+    pub fn path(mut self, path: Path) -> Self {
+        self.path = path;
+        self
+    }
+
+    /// Whether a reduced loss on Candle's tape leaves its gradients to backward. Default false.
+    ///
+    /// By default they are made with the loss: three products of 2·N·C·D flop, and dX and dW (f32 for half types) are held until backward. With this
+    /// a loss holds O(N) until then, and backward makes the cosines once more: four products. To be taken where several losses are added up before one
+    /// backward: several heads, or a batch in parts. Where only the memory of gradient *accumulation* matters, a backward a part
+    /// ([`MarginLoss::backward`](crate::MarginLoss::backward)) holds one dW whatever the number of parts. X and W must not change between forward and
+    /// backward: on the CPU that is an error, on a CUDA device it goes unseen.
+    pub fn recompute_gradients(mut self, recompute: bool) -> Self {
+        self.recompute_gradients = recompute;
         self
     }
 
@@ -157,8 +187,8 @@ impl MarginLossBuilder {
         {
             return Err(Error::Counts(format!("{} counts for {classes} classes", counts.classes())));
         }
-        if !(self.scale.is_finite() && self.scale > 0.0) {
-            return Err(Error::Option(format!("the scale s must be positive and finite, it is {}", self.scale)));
+        if !(self.scale > 0.0 && self.scale <= LARGEST) {
+            return Err(Error::Option(format!("the scale s must be in 0 < s ≤ 1e9, it is {}", self.scale)));
         }
         let (m1, angular, additive) = self.margin_tables()?;
         let on_angle = m1 != 1.0 || !matches!(self.margin, Margin::None | Margin::CosFace { .. } | Margin::Ldam { .. });
@@ -180,7 +210,7 @@ impl MarginLossBuilder {
             return Err(Error::Option(format!("an angle range is set, but {margin} does not change the angle")));
         }
         let instance_strength = self.instance_strength.unwrap_or(1.0);
-        range("the instance strength λ", instance_strength, 0.0, f64::MAX)?;
+        range("the instance strength λ", instance_strength, 0.0, MOST_STRENGTH)?;
         if !(0.0..1.0).contains(&self.label_smoothing) {
             return Err(Error::Option(format!(
                 "the label smoothing α must be in 0 ≤ α < 1, it is {}",
@@ -209,6 +239,8 @@ impl MarginLossBuilder {
             reduction: self.reduction,
             ignore_index: self.ignore_index,
             label_smoothing: self.label_smoothing,
+            path: self.path,
+            recompute_gradients: self.recompute_gradients,
             workspace_bytes: self.workspace_bytes.map(|bytes| bytes.max(1 << 20)),
             check_labels: self.check_labels,
             streaming: self.streaming,
@@ -265,15 +297,30 @@ impl MarginLossBuilder {
             Prior::BalancedSoftmax { tau } => {
                 let tau = range("the prior's exponent τ", *tau, 0.0, 1e6)?;
                 let counts = self.needed_counts("balanced softmax")?;
-                counts.log_priors().iter().map(|log_p| tau * log_p).collect()
+                let of = |log_p: f64| if tau == 0.0 { 0.0 } else { tau * log_p };
+                counts.log_priors().into_iter().map(of).collect()
             }
             Prior::LogPrior(values) => {
-                self.table("the log prior", values, f64::MIN, f64::MAX)?;
+                self.table_of("the log prior", values, |what, value| match value {
+                    f64::NEG_INFINITY => Ok(value),
+                    _ if value.is_finite() => Ok(value),
+                    _ => Err(Error::Option(format!("{what} must be finite or −∞, it is {value}"))),
+                })?;
                 values.clone()
             }
         };
         let largest = prior.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        prior.iter_mut().for_each(|value| *value -= largest);
+        if largest == f64::NEG_INFINITY {
+            return Err(Error::Option("the log prior of every class is −∞, one at least must be finite".into()));
+        }
+        prior.iter_mut().for_each(|value| *value = (*value - largest).max(OUT));
+        if self.label_smoothing > 0.0
+            && let Some(class) = prior.iter().position(|&value| value <= OUT)
+        {
+            return Err(Error::Option(format!(
+                "label smoothing gives every class a share of the target, and the prior takes class {class} out"
+            )));
+        }
         Ok(prior)
     }
 
@@ -287,20 +334,22 @@ impl MarginLossBuilder {
                 self.needed_counts("class-balanced weighting")?.class_balanced_weights_normalized(*beta)
             }
             ClassWeights::PerClass(weights) => {
-                self.table("the class weight", weights, 0.0, f64::MAX)?;
+                self.table("the class weight", weights, 0.0, LARGEST)?;
                 Ok(weights.clone())
             }
         }
     }
 
     fn table(&self, what: &str, values: &[f64], low: f64, high: f64) -> Result<()> {
+        self.table_of(what, values, |what, value| range(what, value, low, high))
+    }
+
+    /// One value a class, each of which `check` takes.
+    fn table_of(&self, what: &str, values: &[f64], check: impl Fn(&str, f64) -> Result<f64>) -> Result<()> {
         if values.len() != self.classes {
             return Err(Error::Option(format!("{what}: {} values for {} classes", values.len(), self.classes)));
         }
-        for (class, &value) in values.iter().enumerate() {
-            range(&format!("{what} of class {class}"), value, low, high)?;
-        }
-        Ok(())
+        values.iter().enumerate().try_for_each(|(class, &v)| check(&format!("{what} of class {class}"), v).map(drop))
     }
 }
 
@@ -309,10 +358,6 @@ fn range(what: &str, value: f64, low: f64, high: f64) -> Result<f64> {
     if value.is_finite() && (low..=high).contains(&value) {
         return Ok(value);
     }
-    let bounds = match (low == f64::MIN, high == f64::MAX) {
-        (true, true) => "finite".to_string(),
-        (false, true) => format!("finite and at least {low}"),
-        _ => format!("in {low}..={high}"),
-    };
+    let bounds = if high == f64::MAX { format!("finite and at least {low}") } else { format!("in {low}..={high}") };
     Err(Error::Option(format!("{what} must be {bounds}, it is {value}")))
 }

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::log_softmax;
 
 use crate::margin::{AngleRange, InstanceGate, TargetGradient};
@@ -28,8 +28,10 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
     let y = Tensor::from_vec(y, valid, device)?; // (V)
     let x = if valid == problem.n { features.clone() } else { features.index_select(&rows, 0)? }; // (V, D)
     let omega: Vec<f64> = targets.rows.iter().map(|target| target.weight).collect();
-    let omega = Tensor::from_vec(omega, valid, device)?.to_dtype(dtype)?; // (V)
-    let table = |values: &[f64]| Tensor::new(values, device)?.to_dtype(dtype); // (C)
+    // Not every device has f64.
+    let on_device = |values: &[f64], dtype| Tensor::new(values, &Device::Cpu)?.to_dtype(dtype)?.to_device(device);
+    let omega = on_device(&omega, dtype)?; // (V)
+    let table = |values: &[f64]| on_device(values, dtype); // (C)
 
     // eq. (2): c = x̂·ŵ
     let cosines = unit_rows(&x)?.matmul(&unit_rows(&weight)?.t()?)?.clamp(-1.0, 1.0)?; // (V, C)
@@ -52,31 +54,39 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
 
     // eq. (5) with weights and smoothing
     let log_p = log_softmax(&z, D::Minus1)?;
-    let nll = (&log_p * &onehot)?.sum(D::Minus1)?.neg()?;
+    // Selected, not multiplied: of a class that is out, log p is −∞ in f16.
+    let nll = is_target.where_cond(&log_p, &log_p.zeros_like()?)?.sum(D::Minus1)?.neg()?;
     let alpha = params.label_smoothing;
     let per_row = if alpha == 0.0 { nll } else { ((nll * (1.0 - alpha))? - (log_p.mean(D::Minus1)? * alpha)?)? };
     let wide = problem.accumulation_dtype();
     let ell = (per_row * omega)?.to_dtype(wide)?; // (V)
 
-    let spread = |values: &Tensor, fill: f64| -> Result<Tensor> {
+    // Rows to ignore take a value of their own, put behind those of the others.
+    let places: Vec<u32> = {
+        let mut places = vec![valid as u32; problem.n];
+        targets.rows.iter().enumerate().for_each(|(at, target)| places[target.row] = at as u32);
+        places
+    };
+    let places = Tensor::from_vec(places, problem.n, device)?;
+    let spread = |values: &Tensor, fill: &Tensor| -> Result<Tensor> {
         if valid == problem.n {
             return Ok(values.clone());
         }
-        let base = (Tensor::zeros(problem.n, values.dtype(), device)? + fill)?;
-        base.index_add(&rows, &(values - fill)?, 0)
+        Tensor::cat(&[values, &fill.reshape(1)?], 0)?.index_select(&places, 0)
     };
-    let per_sample = spread(&ell, 0.0)?;
+    let zero = Tensor::zeros(1, wide, device)?;
+    let per_sample = spread(&ell, &zero)?;
     let value = match params.reduction {
         Reduction::None => per_sample.clone(),
         // A tensor, since Candle takes a factor of 0 off the tape.
-        _ => (ell.sum_all()? * Tensor::new(targets.reduction_factor(), device)?.to_dtype(wide)?)?,
+        _ => (ell.sum_all()? * on_device(&[targets.reduction_factor()], wide)?.reshape(())?)?,
     };
     Ok(LossOutput {
         loss: value,
-        per_sample: per_sample.detach(),
-        predicted: spread(&predicted.to_dtype(DType::F64)?, f64::from(IGNORED))?.to_dtype(DType::U32)?,
-        hard: spread(&hard.to_dtype(DType::F32)?, 0.0)?.to_dtype(DType::U8)?,
-        target_cosine: spread(&c_y.detach().to_dtype(wide)?, 0.0)?,
+        per_sample,
+        predicted: spread(&predicted, &Tensor::new(IGNORED, device)?)?,
+        hard: spread(&hard, &Tensor::new(0u8, device)?)?,
+        target_cosine: spread(&c_y.detach().to_dtype(wide)?, &zero)?,
     })
 }
 

@@ -2,7 +2,10 @@
 
 use crate::error::{Error, Result};
 
-/// Training samples per class: n_j of the paper, every n_j ≥ 1.
+/// Training samples per class: n_j of the paper.
+///
+/// A class may be without a sample: it is left out of n_min and of the largest LDAM margin, has no margin from its count, the log prior −∞ (see
+/// [`Prior::BalancedSoftmax`](crate::Prior::BalancedSoftmax)) and the class-balanced weight of a class with one sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassCounts {
     n: Vec<u64>,
@@ -46,22 +49,23 @@ impl ClassCounts {
     /// Counts given per class.
     ///
     /// # Errors
-    /// No class at all, or a class without a sample (named).
+    /// No class at all, no sample at all, or more samples than 2⁶⁴ − 1.
     pub fn new(counts: impl Into<Vec<u64>>) -> Result<Self> {
         let n: Vec<u64> = counts.into();
         if n.is_empty() {
             return Err(Error::Counts("at least one class is needed".into()));
         }
-        if let Some(class) = n.iter().position(|&count| count == 0) {
-            return Err(Error::Counts(format!("class {class} has no sample")));
+        match n.iter().try_fold(0u64, |sum, &count| sum.checked_add(count)) {
+            None => Err(Error::Counts("the counts' sum is more than 2⁶⁴ − 1".into())),
+            Some(0) => Err(Error::Counts("no class has a sample".into())),
+            Some(_) => Ok(Self { n }),
         }
-        Ok(Self { n })
     }
 
     /// Counts the labels of a training set of `classes` classes.
     ///
     /// # Errors
-    /// A label that is not in `0..classes` (named with its position), or a class without a sample.
+    /// A label that is not in `0..classes` (named with its position), or no label at all.
     pub fn from_labels(labels: impl IntoIterator<Item = u32>, classes: usize) -> Result<Self> {
         let mut n = vec![0u64; classes];
         for (position, label) in labels.into_iter().enumerate() {
@@ -93,6 +97,9 @@ impl ClassCounts {
                 (samples * (1.0 + 1e-12) + 1e-9).floor() as u64
             })
             .collect();
+        if let Some(class) = n.iter().position(|&count| count == 0) {
+            return Err(Error::Counts(format!("the profile leaves class {class} without a sample")));
+        }
         Self::new(n)
     }
 
@@ -111,9 +118,9 @@ impl ClassCounts {
         self.n.iter().sum()
     }
 
-    /// n_min.
+    /// n_min: of the classes that have a sample.
     pub fn min(&self) -> u64 {
-        self.n.iter().copied().min().unwrap_or(1)
+        self.n.iter().copied().filter(|&n| n > 0).min().unwrap_or(1)
     }
 
     /// n_max.
@@ -126,19 +133,19 @@ impl ClassCounts {
         self.max() as f64 / self.min() as f64
     }
 
-    /// The class frequency relative to the rarest class, ρ_j = n_j / n_min ≥ 1.
+    /// The class frequency relative to the rarest class, ρ_j = n_j / n_min: 1 or more, and 0 for a class without a sample.
     pub fn rho(&self) -> Vec<f64> {
         let n_min = self.min() as f64;
         self.n.iter().map(|&n| n as f64 / n_min).collect()
     }
 
-    /// ln p_j with p_j = n_j / Σ n: what balanced softmax adds to the logits (eq. 4).
+    /// ln p_j with p_j = n_j / Σ n: what balanced softmax adds to the logits (eq. 4). −∞ for a class without a sample.
     pub fn log_priors(&self) -> Vec<f64> {
         let total = self.total() as f64;
         self.n.iter().map(|&n| (n as f64 / total).ln()).collect()
     }
 
-    /// The class-balanced weight (1 − β) / (1 − β^n_j) (eq. 3), 0 ≤ β < 1.
+    /// The class-balanced weight (1 − β) / (1 − β^n_j) (eq. 3), 0 ≤ β < 1. A class without a sample has that of one with one sample, 1.
     ///
     /// # Errors
     /// β outside 0 ≤ β < 1.
@@ -148,7 +155,7 @@ impl ClassCounts {
         }
         // 1 − β^n = −expm1(n · ln β) keeps its digits where β^n is close to 1.
         let weight = |n: u64| (1.0 - beta) / -(n as f64 * beta.ln()).exp_m1();
-        Ok(self.n.iter().map(|&n| weight(n)).collect())
+        Ok(self.n.iter().map(|&n| weight(n.max(1))).collect())
     }
 
     /// The class-balanced weights rescaled to sum to C, as the authors' code does.
@@ -162,14 +169,18 @@ impl ClassCounts {
         Ok(weights)
     }
 
-    /// LDAM's margins B_j = max_m · n_j^−¼ / max_k n_k^−¼ (Table 1).
+    /// LDAM's margins B_j = max_m · n_j^−¼ / max_k n_k^−¼ (Table 1); 0 for a class without a sample.
     pub(crate) fn ldam_margins(&self, max_m: f64) -> Vec<f64> {
-        self.rho().iter().map(|rho| max_m * rho.powf(-0.25)).collect()
+        self.power_of_rho(max_m, -0.25)
     }
 
-    /// The class margin m_C = K · ρ_j^−τ (eq. 6).
+    /// The class margin m_C = K · ρ_j^−τ (eq. 6); 0 for a class without a sample.
     pub(crate) fn dbm_margins(&self, k: f64, tau: f64) -> Vec<f64> {
-        self.rho().iter().map(|rho| k * rho.powf(-tau)).collect()
+        self.power_of_rho(k, -tau)
+    }
+
+    fn power_of_rho(&self, factor: f64, exponent: f64) -> Vec<f64> {
+        self.rho().iter().map(|&rho| if rho > 0.0 { factor * rho.powf(exponent) } else { 0.0 }).collect()
     }
 
     /// The group of each class.
@@ -213,9 +224,29 @@ mod tests {
     }
 
     #[test]
+    fn a_class_without_a_sample_changes_nothing_of_the_others() {
+        let (with, without) = (ClassCounts::new(vec![40, 0, 4]).unwrap(), ClassCounts::new(vec![40, 4]).unwrap());
+        let others = |values: Vec<f64>| vec![values[0], values[2]];
+        assert_eq!((with.min(), with.imbalance_factor()), (4, 10.0));
+        assert_eq!(with.rho(), [10.0, 0.0, 1.0]);
+        assert_eq!(others(with.dbm_margins(0.3, 1.0)), without.dbm_margins(0.3, 1.0));
+        assert_eq!(others(with.ldam_margins(0.5)), without.ldam_margins(0.5));
+        assert_eq!(others(with.log_priors()), without.log_priors());
+        assert_eq!((with.dbm_margins(0.3, 1.0)[1], with.ldam_margins(0.5)[1]), (0.0, 0.0));
+        assert_eq!(with.log_priors()[1], f64::NEG_INFINITY);
+        for beta in [0.0, 0.9999] {
+            assert_eq!(with.class_balanced_weights(beta).unwrap()[1], 1.0);
+        }
+        assert_eq!(with.groups()[1], Group::Few);
+    }
+
+    #[test]
     fn errors_name_the_class() {
         let text = |result: Result<ClassCounts>| result.unwrap_err().to_string();
-        assert_eq!(text(ClassCounts::new(vec![3, 0])), "class counts: class 1 has no sample");
+        assert_eq!(text(ClassCounts::new(vec![0, 0])), "class counts: no class has a sample");
+        assert_eq!(text(ClassCounts::new(vec![u64::MAX, 1])), "class counts: the counts' sum is more than 2⁶⁴ − 1");
+        let profile = ClassCounts::exponential(5, 3, 10.0);
+        assert_eq!(text(profile), "class counts: the profile leaves class 2 without a sample");
         assert_eq!(text(ClassCounts::new(Vec::new())), "class counts: at least one class is needed");
         assert_eq!(text(ClassCounts::from_labels([0, 5], 2)), "class counts: label 5 at position 1 is not in 0..2");
         assert!(text(ClassCounts::exponential(10, 3, f64::NAN)).contains("imbalance factor"));

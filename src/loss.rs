@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
 
 use crate::builder::MarginLossBuilder;
@@ -12,7 +13,7 @@ use crate::margin::{InstanceGate, Margin};
 use crate::op::{self, Kept};
 use crate::options::{ClassWeights, Params, Prior};
 use crate::output::LossOutput;
-use crate::problem::Problem;
+use crate::problem::{Problem, check_pair};
 
 /// A cosine-margin softmax loss over features X (N, D), class centres W (C, D) and labels y (N).
 ///
@@ -36,10 +37,17 @@ use crate::problem::Problem;
 /// assert!(grads.get(&centres).is_some());
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct MarginLoss {
     pub(crate) params: Arc<Params>,
     kept: Arc<Kept>,
+}
+
+/// The options, of a table by class its smallest and its largest value; nothing of what is kept between calls.
+impl std::fmt::Debug for MarginLoss {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_tuple("MarginLoss").field(&self.params).finish()
+    }
 }
 
 impl MarginLossBuilder {
@@ -134,7 +142,7 @@ impl MarginLoss {
     /// The loss: a scalar, or (N) for [`Reduction::None`].
     ///
     /// - `features` X: (N, D), f16, bf16, f32 or f64, any strides. `weight` W: (C, D), of the same dtype, or f32 beside f16 or bf16 features.
-    /// - `labels` y: (N), `u32` or `i64`.
+    /// - `labels` y: (N), `u8`, `u32` or `i64`.
     ///
     /// Gradients reach X and W in their own dtypes.
     ///
@@ -178,10 +186,64 @@ impl MarginLoss {
         Ok(op::loss_and_grads(&problem, &self.kept)?)
     }
 
+    /// The loss, and the gradients of everything that it is computed from: one call in place of `forward` and `backward`.
+    ///
+    /// A training loop hands the store to its optimizer. W's gradient is the pass's own, where Candle's tape would fill another one of its size with
+    /// zeros and add; the backbone's come by Candle's tape from dX. Where W is used elsewhere in the graph of X as well, its gradients are added up. The
+    /// loss that is given is off the tape. For [`Reduction::None`](crate::Reduction::None) the gradients are those of the sum.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_margin_loss::MarginLoss;
+    /// use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let vars = VarMap::new();
+    /// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    /// let backbone = candle_nn::linear(6, 8, vb.pp("backbone"))?;
+    /// let head = candle_nn::linear_no_bias(8, 3, vb.pp("head"))?;
+    /// let mut optimizer = AdamW::new(vars.all_vars(), ParamsAdamW::default())?;
+    /// let margin = MarginLoss::arc_face(3, 30.0, 0.5)?;
+    /// let (inputs, labels) = (Tensor::randn(0f32, 1., (4, 6), &Device::Cpu)?, Tensor::new(&[0u32, 1, 2, 0], &Device::Cpu)?);
+    /// let features = backbone.forward(&inputs)?;
+    /// let (output, grads) = margin.backward(&features, head.weight(), &labels, None)?;
+    /// optimizer.step(&grads)?;
+    /// # assert!(output.loss.to_scalar::<f32>()? > 0.0 && grads.get(backbone.weight()).is_some());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`MarginLoss::output`].
+    pub fn backward(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        labels: &Tensor,
+        sample_weights: Option<&Tensor>,
+    ) -> candle_core::Result<(LossOutput, GradStore)> {
+        self.backward_scaled(features, weight, labels, sample_weights, 1.0)
+    }
+
+    /// As [`MarginLoss::backward`], with the gradients of `upstream`·loss: a loss scale for f16, or 1/k for one of k parts of a batch. They are
+    /// multiplied before they are rounded. The loss that is given is not multiplied.
+    ///
+    /// # Errors
+    /// As [`MarginLoss::output`], and an `upstream` that is not finite.
+    pub fn backward_scaled(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        labels: &Tensor,
+        sample_weights: Option<&Tensor>,
+        upstream: f64,
+    ) -> candle_core::Result<(LossOutput, GradStore)> {
+        let problem = Problem::new(&self.params, features, weight, labels, sample_weights)?.with_upstream(upstream)?;
+        Ok(op::backward(&problem, &self.kept)?)
+    }
+
     /// As [`MarginLoss::loss_and_grads`], writing the gradients over what `d_features` (N, D) and `d_weight` (C, D) held.
     ///
     /// A training loop that keeps these two tensors saves the allocation and page faults of a new C×D tensor a step. Both must be
-    /// contiguous, of the shape and dtype of what they are the gradient of, and not be X or W themselves.
+    /// contiguous, of the shape and dtype of what they are the gradient of, and not be X or W themselves. They may be two places of one storage.
     ///
     /// # Errors
     /// As [`MarginLoss::output`], and gradient tensors that do not fit.
@@ -203,6 +265,7 @@ impl MarginLoss {
     /// # Errors
     /// Shapes, dtypes or devices that do not fit.
     pub fn logits(&self, features: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+        check_pair(&self.params, features, weight)?;
         let dtype = features.dtype();
         // Norms of half types are accumulated in f32.
         let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };

@@ -1,22 +1,27 @@
 //! The op: dispatch to the device's path, and the two ways gradients take through Candle's tape.
 //!
-//! A scalar reduction has one upstream gradient: the gradients are computed with the loss and backward scales them. With
-//! [`Reduction::None`] every row may have its own: backward computes the logits again from the rows' states.
+//! A scalar reduction has one upstream gradient: the gradients are computed with the loss, in the type of accumulation, and backward scales and rounds
+//! them. With [`Reduction::None`], and of [`LossOutput::per_sample`], every row may have its own: backward computes the logits again from the rows'
+//! states, as it does of a scalar where that is asked for.
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor, WithDType};
+#[cfg(feature = "cuda")]
+use candle_core::Storage;
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor, Var, WithDType};
 
+use crate::composed;
 use crate::cpu::{self, Pass, RowState};
 #[cfg(feature = "cuda")]
 use crate::cuda;
 use crate::error::{Error, Result};
-use crate::options::{Params, Reduction};
+use crate::options::{Params, Path, Reduction};
 use crate::output::{IGNORED, LossOutput};
-use crate::problem::{Gradients, Problem, Targets};
+use crate::problem::{Gradients, Problem, Targets, same_storage};
 
 /// What a loss keeps between calls, on every device that it is used on.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Kept {
     workspace: cpu::WorkspacePool,
     #[cfg(feature = "cuda")]
@@ -25,38 +30,102 @@ pub(crate) struct Kept {
 
 /// The loss, on the tape where X or W is.
 pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput> {
+    if !is_fused(problem)? {
+        return Ok(composed::forward(problem)?);
+    }
+    let params = problem.params();
     let (track_x, track_w) = (problem.features.track_op(), problem.weight.track_op());
     let tracked = track_x || track_w;
-    let (mut output, saved) = if problem.params().reduction == Reduction::None || !tracked {
-        let (output, states) = run(problem, kept, Gradients::default())?;
-        let saved = || Saved::PerRow {
-            params: problem.params().clone(),
-            kept: kept.clone(),
-            labels: problem.labels.clone(),
-            sample_weights: problem.sample_weights.map(Tensor::detach),
-            states,
-        };
-        (output, tracked.then(saved))
-    } else {
-        let (dx, dw) = new_gradients(problem, track_x, track_w)?;
-        let (output, _) = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
-        (output, Some(Saved::Reduced { dx, dw }))
-    };
-    if let Some(saved) = saved {
-        output.loss = problem.features.apply_op2(problem.weight, Node { value: output.loss.clone(), saved })?;
+    let at_once = tracked && params.reduction != Reduction::None && !params.recompute_gradients;
+    let (dx, dw) = if at_once { wide_gradients(problem, track_x, track_w)? } else { (None, None) };
+    let (mut output, states) = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
+    if !tracked {
+        return Ok(output);
     }
+    let rows = Arc::new(Rows {
+        params: params.clone(),
+        kept: kept.clone(),
+        labels: problem.labels.detach(),
+        sample_weights: problem.sample_weights.map(Tensor::detach),
+        states,
+    });
+    let node = |value: &Tensor, saved| problem.features.apply_op2(problem.weight, Node { value: value.clone(), saved });
+    output.per_sample = node(&output.per_sample, Saved::PerRow(rows.clone()))?;
+    output.loss = match params.reduction {
+        Reduction::None => output.per_sample.clone(),
+        _ if at_once => node(&output.loss, Saved::Reduced { dx, dw })?,
+        _ => node(&output.loss, Saved::Recomputed(rows))?,
+    };
     Ok(output)
 }
 
 /// The loss and both gradients, off the tape.
 pub(crate) fn loss_and_grads(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Tensor, Tensor)> {
-    let (dx, dw) = new_gradients(problem, true, true)?;
-    let (Some(dx), Some(dw)) = (dx, dw) else { unreachable!("both are asked for") };
+    if !is_fused(problem)? {
+        return composed_gradients(problem);
+    }
+    let (dx, dw) = (new_gradient(problem.features)?, new_gradient(problem.weight)?);
     Ok((run(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) })?.0, dx, dw))
+}
+
+/// The loss off the tape, and the gradients of everything that it is computed from.
+///
+/// X's is handed to Candle's tape as it is, where X is computed from something; a variable's goes into the store as it is, without the zeros and the
+/// sum that the tape would make of it.
+pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, GradStore)> {
+    let (x, w) = (problem.features, problem.weight);
+    let (output, dx, dw) = if !is_fused(problem)? {
+        let (output, dx, dw) = composed_gradients(problem)?;
+        (output, x.track_op().then_some(dx), w.track_op().then_some(dw))
+    } else {
+        let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
+        let (dx, dw) = (new(x)?, new(w)?);
+        let output = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?.0;
+        (output, dx, dw)
+    };
+    let (mut leaves, mut seeds) = (Vec::new(), [None, None]);
+    for (i, (tensor, gradient)) in [(x, dx), (w, dw)].into_iter().enumerate() {
+        match gradient {
+            Some(gradient) if tensor.is_variable() => leaves.push((tensor, gradient)),
+            gradient => seeds[i] = gradient,
+        }
+    }
+    let mut grads = if seeds.iter().any(Option::is_some) {
+        let [dx, dw] = seeds;
+        // What is not to have a gradient, or has one already, is no argument of the tape's.
+        let (from_x, from_w) = (detached_unless(dx.is_some(), x), detached_unless(dw.is_some(), w));
+        from_x.apply_op2(&from_w, Node { value: output.loss.clone(), saved: Saved::Seeds { dx, dw } })?.backward()?
+    } else {
+        GradStore::default()
+    };
+    for (variable, gradient) in leaves {
+        let sum = match grads.remove(variable) {
+            Some(other) => (other + gradient)?.detach(),
+            None => gradient,
+        };
+        grads.insert(variable, sum);
+    }
+    Ok((output, grads))
+}
+
+fn detached_unless(keep: bool, tensor: &Tensor) -> Tensor {
+    if keep { tensor.clone() } else { tensor.detach() }
 }
 
 /// The loss, and both gradients over what `dx` and `dw` held.
 pub(crate) fn loss_and_grads_into(problem: &Problem, kept: &Kept, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
+    check_gradients(problem, dx, dw)?;
+    if !is_fused(problem)? {
+        let (output, new_dx, new_dw) = composed_gradients(problem)?;
+        dx.slice_set(&new_dx, 0, 0)?;
+        dw.slice_set(&new_dw, 0, 0)?;
+        return Ok(output);
+    }
+    Ok(run(problem, kept, Gradients { features: Some(dx), weight: Some(dw) })?.0)
+}
+
+/// That gradients may be written over `dx` and `dw`.
+fn check_gradients(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<()> {
     for (what, gradient, of) in [("dX", dx, problem.features), ("dW", dw, problem.weight)] {
         if gradient.dims() != of.dims() || gradient.dtype() != of.dtype() {
             return Err(Error::Input(format!(
@@ -87,15 +156,43 @@ pub(crate) fn loss_and_grads_into(problem: &Problem, kept: &Kept, dx: &Tensor, d
             }
         }
     }
-    if same_storage(dx, dw) {
-        return Err(Error::Input("dX shares its storage with dW".into()));
+    let place = |tensor: &Tensor| {
+        let start = tensor.layout().start_offset();
+        start..start + tensor.elem_count()
+    };
+    let (x_place, w_place) = (place(dx), place(dw));
+    if same_storage(dx, dw) && x_place.start < w_place.end && w_place.start < x_place.end {
+        return Err(Error::Input("dX overlaps dW".into()));
     }
-    Ok(run(problem, kept, Gradients { features: Some(dx), weight: Some(dw) })?.0)
+    Ok(())
 }
 
-fn same_storage(a: &Tensor, b: &Tensor) -> bool {
-    let (a, b) = (a.storage_and_layout().0, b.storage_and_layout().0);
-    std::ptr::eq::<Storage>(&*a, &*b)
+/// Whether a call takes its device's fused path; false for the composed one.
+fn is_fused(problem: &Problem) -> Result<bool> {
+    let device = problem.features.device();
+    let has_path = match device {
+        Device::Cpu => true,
+        Device::Cuda(_) => cfg!(feature = "cuda"),
+        _ => false,
+    };
+    match problem.params().path {
+        Path::Composed => Ok(false),
+        Path::Fused if !has_path => Err(no_path(device)),
+        Path::Auto | Path::Fused => Ok(has_path),
+    }
+}
+
+/// The loss and both gradients by the composed path.
+fn composed_gradients(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)> {
+    let (x, w) = (Var::from_tensor(&problem.features.detach())?, Var::from_tensor(&problem.weight.detach())?);
+    let mut tracked = problem.clone();
+    (tracked.features, tracked.weight) = (&x, &w);
+    let mut output = composed::forward(&tracked)?;
+    let grads = (output.loss.sum_all()? * problem.upstream)?.backward()?;
+    let of = |var: &Var| grads.get(var).cloned().map_or_else(|| var.zeros_like(), Ok);
+    output.loss = output.loss.detach();
+    output.per_sample = output.per_sample.detach();
+    Ok((output, of(&x)?, of(&w)?))
 }
 
 /// What backward needs of a forward pass, on the device that made it.
@@ -108,14 +205,25 @@ enum States {
     Cuda(cuda::States),
 }
 
-/// New gradient tensors, each where it is wanted, to be written over.
-fn new_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    match problem.features.device() {
-        Device::Cpu => cpu::new_gradients(problem, features, weight),
+/// A new tensor for the gradient of `like`, to be written over.
+fn new_gradient(like: &Tensor) -> Result<Tensor> {
+    new_gradient_of(like, like.dtype())
+}
+
+fn new_gradient_of(like: &Tensor, dtype: DType) -> Result<Tensor> {
+    match like.device() {
+        Device::Cpu => cpu::new_gradient(like, dtype),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => cuda::new_gradients(problem, features, weight),
+        Device::Cuda(_) => cuda::new_gradient(like, dtype),
         device => Err(no_path(device)),
     }
+}
+
+/// New gradient tensors, each where it is wanted, in the type of accumulation: their upstream gradient comes before they are rounded.
+fn wide_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let wide = problem.accumulation_dtype();
+    let new = |wanted: bool, like: &Tensor| wanted.then(|| new_gradient_of(like, wide)).transpose();
+    Ok((new(features, problem.features)?, new(weight, problem.weight)?))
 }
 
 /// The loss, and those gradients of its reduction that are wanted.
@@ -137,33 +245,34 @@ fn run(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<(LossOutp
     }
 }
 
-/// The gradients for `upstream` (N).
-fn backward(problem: &Problem, kept: &Kept, states: &States, upstream: &Tensor, gradients: Gradients) -> Result<()> {
-    match states {
-        States::Cpu { rows, targets } => {
+/// The gradients for `upstream` (N), one a row: ∂L/∂ℓ_i, or where `reduced` what the reduction has still to be applied to.
+fn rows_backward(problem: &Problem, rows: &Rows, upstream: &Tensor, reduced: bool, gradients: Gradients) -> Result<()> {
+    match &rows.states {
+        States::Cpu { rows: states, targets } => {
             let upstream = upstream.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-            let pass = Pass::Gradients { states: rows, upstream: &upstream };
-            cpu::run(problem, &kept.workspace, targets, pass, gradients)?;
+            let pass = Pass::Gradients { states, upstream: &upstream };
+            let unreduced = (!reduced).then(|| Targets { denominator: 1.0, ..targets.clone() });
+            cpu::run(problem, &rows.kept.workspace, unreduced.as_ref().unwrap_or(targets), pass, gradients)?;
             Ok(())
         }
         #[cfg(feature = "cuda")]
-        States::Cuda(states) => cuda::backward(problem, &kept.tables, states, upstream, gradients),
+        States::Cuda(states) => cuda::backward(problem, &rows.kept.tables, states, upstream, reduced, gradients),
     }
 }
 
-/// dX and dW, as far as they are there, times a scalar upstream gradient.
-fn scaled(dx: Option<&Tensor>, dw: Option<&Tensor>, upstream: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+/// A gradient that is wanted in the dtype of `of`, times a scalar upstream gradient, rounded once.
+fn scaled(
+    (dx, x): (Option<&Tensor>, &Tensor),
+    (dw, w): (Option<&Tensor>, &Tensor),
+    upstream: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
     match upstream.device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => cuda::scale_gradients(dx, dw, upstream),
+        Device::Cuda(_) => cuda::scale_gradients((dx, x.dtype()), (dw, w.dtype()), upstream),
         _ => {
             let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
-            let scaled = |gradient: &Tensor| match upstream {
-                1.0 => Ok(gradient.clone()),
-                _ => gradient.affine(upstream, 0.0),
-            };
-            Ok((dx.map(scaled).transpose()?, dw.map(scaled).transpose()?))
+            let scaled = |gradient: &Tensor, of: &Tensor| cpu::scale_gradients(gradient, of.dtype(), upstream);
+            Ok((dx.map(|dx| scaled(dx, x)).transpose()?, dw.map(|dw| scaled(dw, w)).transpose()?))
         }
     }
 }
@@ -188,7 +297,8 @@ fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<L
         hard[target.row] = u8::from(state.hard);
         target_cosine[target.row] = state.cosine;
     }
-    let sum: f64 = states.iter().map(|state| state.loss).sum();
+    // From +0: the empty sum of f64 is −0.
+    let sum = states.iter().fold(0.0, |sum, state| sum + state.loss);
     let tensor = |values: Vec<f64>| -> Result<Tensor> {
         Ok(match wide {
             DType::F64 => Tensor::from_vec(values, n, device)?,
@@ -219,10 +329,40 @@ struct Node {
 
 /// What a node saves for backward.
 enum Saved {
-    /// The gradients of a reduced loss, each where its argument is tracked: dX (N, D), dW (C, D).
+    /// The gradients of a reduced loss, each where its argument is tracked, in the type of accumulation: dX (N, D), dW (C, D).
     Reduced { dx: Option<Tensor>, dw: Option<Tensor> },
-    /// The rows' states, from which upstream gradients of their own make the gradients.
-    PerRow { params: Arc<Params>, kept: Arc<Kept>, labels: Tensor, sample_weights: Option<Tensor>, states: States },
+    /// For a reduced loss, the rows: the upstream gradient is a scalar.
+    Recomputed(Arc<Rows>),
+    /// The rows, each of which has an upstream gradient of its own.
+    PerRow(Arc<Rows>),
+    /// Gradients as they are to go on, whatever the upstream gradient: it is in them.
+    Seeds { dx: Option<Tensor>, dw: Option<Tensor> },
+}
+
+/// The rows' states, from which upstream gradients make the gradients, and what else that takes.
+struct Rows {
+    params: Arc<Params>,
+    kept: Arc<Kept>,
+    labels: Tensor,
+    sample_weights: Option<Tensor>,
+    states: States,
+}
+
+impl Rows {
+    fn gradients(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        upstream: &Tensor,
+        reduced: bool,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let problem = Problem::new(&self.params, features, weight, &self.labels, self.sample_weights.as_ref())?;
+        let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
+        let (dx, dw) = (new(features)?, new(weight)?);
+        let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
+        rows_backward(&problem, self, upstream, reduced, gradients)?;
+        Ok((dx, dw))
+    }
 }
 
 impl CustomOp2 for Node {
@@ -269,14 +409,13 @@ impl CustomOp2 for Node {
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         match &self.saved {
-            Saved::Reduced { dx, dw } => Ok(scaled(dx.as_ref(), dw.as_ref(), upstream)?),
-            Saved::PerRow { params, kept, labels, sample_weights, states } => {
-                let problem = Problem::new(params, features, weight, labels, sample_weights.as_ref())?;
-                let (dx, dw) = new_gradients(&problem, features.track_op(), weight.track_op())?;
-                let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
-                backward(&problem, kept, states, upstream, gradients)?;
-                Ok((dx, dw))
+            Saved::Reduced { dx, dw } => Ok(scaled((dx.as_ref(), features), (dw.as_ref(), weight), upstream)?),
+            Saved::Recomputed(rows) => {
+                let upstream = upstream.reshape(1)?.broadcast_as(features.dim(0)?)?;
+                rows.gradients(features, weight, &upstream, true)
             }
+            Saved::PerRow(rows) => rows.gradients(features, weight, upstream, false),
+            Saved::Seeds { dx, dw } => Ok((dx.clone(), dw.clone())),
         }
     }
 }

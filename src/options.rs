@@ -8,12 +8,15 @@ use crate::margin::MarginRule;
 pub enum Prior {
     /// Nothing: softmax cross-entropy.
     None,
-    /// `tau`·ln p_j (balanced softmax at 1, eqs. 4 and 11; logit adjustment). Needs class counts.
+    /// `tau`·ln p_j (balanced softmax at 1, eqs. 4 and 11; logit adjustment). Needs class counts. A class without a sample is out, as by a
+    /// [`Prior::LogPrior`] of −∞; with `tau` = 0 no class is.
     BalancedSoftmax {
         /// The prior's exponent, at least 0.
         tau: f64,
     },
-    /// Values of one's own, one a class, added to the scaled cosines.
+    /// Values of one's own, one a class, added to the scaled cosines. −∞ takes a class out: it has no part in the sum, its centre no gradient, and a
+    /// row with its label is an error; it can still be the predicted class, which raw cosines decide. So does a finite value 10¹⁸ or more below the
+    /// largest, such as −10³⁰⁰.
     LogPrior(Vec<f64>),
 }
 
@@ -24,6 +27,9 @@ pub enum ClassWeights {
     /// 1 for every class.
     None,
     /// (1 − β)/(1 − β^n_j), the paper's formula (eqs. 3 and 10). Needs class counts.
+    ///
+    /// The weights are small where the classes are large (at β = 0.9999 and 500 samples, 0.002), and a mean over the batch does not divide by them:
+    /// taken up in the middle of a training, as [`LossSchedule::drw_by_formula`](crate::LossSchedule::drw_by_formula) does, they all but stop it.
     ClassBalanced {
         /// β, 0 ≤ β < 1. The paper uses 0.9999.
         beta: f64,
@@ -33,7 +39,7 @@ pub enum ClassWeights {
         /// β, 0 ≤ β < 1. The paper uses 0.9999.
         beta: f64,
     },
-    /// Weights of one's own, one a class, finite and not negative.
+    /// Weights of one's own, one a class, from 0 to 10⁹.
     PerClass(Vec<f64>),
 }
 
@@ -46,8 +52,20 @@ pub enum Reduction {
     Sum,
     /// Σ ℓ / number of rows not ignored.
     Mean,
-    /// Σ ℓ / Σ ω over rows not ignored: what PyTorch's weighted cross-entropy does.
+    /// Σ ℓ / Σ ω over rows not ignored: what PyTorch's weighted cross-entropy does without label smoothing. With it the two differ: here a row's
+    /// weight is its label's, there each class's share of the smoothed target has the weight of that class.
     WeightedMean,
+}
+
+/// Which of a loss's implementations a call takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// The fused one, where the device has one: the CPU, and CUDA with the feature `cuda`. Else the composed one.
+    Auto,
+    /// The fused one; an error on a device that has none.
+    Fused,
+    /// The loss composed of Candle's own ops ([`reference`](mod@crate::reference)), on every device: slower, and with (N, C) tensors.
+    Composed,
 }
 
 /// Default workspace of the CPU path: 64 MiB.
@@ -56,8 +74,15 @@ pub const DEFAULT_WORKSPACE_BYTES: usize = 64 << 20;
 /// Default workspace of the CUDA path: 16 MiB.
 pub const DEFAULT_CUDA_WORKSPACE_BYTES: usize = 16 << 20;
 
+/// The largest scale and the largest weight: with them, and a prior no lower than [`OUT`], no product leaves single precision.
+pub(crate) const LARGEST: f64 = 1e9;
+
+/// The log prior of a class that is out: what e^z makes 0 of beside any other class, and finite, so that no (−∞) − (−∞) is formed where every
+/// class but the target's is out.
+pub(crate) const OUT: f64 = -1e18;
+
 /// Tables by class and scalars, all in f64: what the paths read of a loss.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Params {
     pub classes: usize,
     /// s
@@ -67,7 +92,7 @@ pub(crate) struct Params {
     pub angular: Vec<f64>,
     /// B_j, (C)
     pub additive: Vec<f64>,
-    /// b_j shifted so that the largest is 0 (softmax does not see the shift), (C)
+    /// b_j shifted so that the largest is 0 (softmax does not see the shift), [`OUT`] at least, (C)
     pub log_prior: Vec<f64>,
     /// ω_j, (C)
     pub weights: Vec<f64>,
@@ -75,6 +100,9 @@ pub(crate) struct Params {
     pub ignore_index: Option<i64>,
     /// α
     pub label_smoothing: f64,
+    pub path: Path,
+    /// Backward computes the gradients of a reduced loss, and not forward
+    pub recompute_gradients: bool,
     /// None: the device's default
     pub workspace_bytes: Option<usize>,
     /// On a CUDA device: wait for the check of labels and sample weights
@@ -83,4 +111,34 @@ pub(crate) struct Params {
     /// On a CUDA device: never `fused_step`
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub streaming: bool,
+}
+
+impl Params {
+    /// Whether the prior takes a class out.
+    pub fn is_out(&self, class: usize) -> bool {
+        self.log_prior[class] <= OUT
+    }
+}
+
+/// In a few lines whatever the number of classes: of a table, its smallest and its largest value.
+impl std::fmt::Debug for Params {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let span = |table: &[f64]| {
+            let least = table.iter().copied().fold(f64::INFINITY, f64::min);
+            least..=table.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+        };
+        f.debug_struct("Params")
+            .field("classes", &self.classes)
+            .field("scale", &self.scale)
+            .field("rule", &self.rule)
+            .field("angular", &span(&self.angular))
+            .field("additive", &span(&self.additive))
+            .field("log_prior", &span(&self.log_prior))
+            .field("weights", &span(&self.weights))
+            .field("reduction", &self.reduction)
+            .field("ignore_index", &self.ignore_index)
+            .field("label_smoothing", &self.label_smoothing)
+            .field("workspace_bytes", &self.workspace_bytes)
+            .finish_non_exhaustive()
+    }
 }

@@ -8,7 +8,7 @@ pub struct LossOutput {
     /// The reduced loss, a scalar, or (N) for [`Reduction::None`](crate::Reduction::None). f32 for f16, bf16 and f32 features, f64 for f64.
     /// Differentiable where X or W is.
     pub loss: Tensor,
-    /// ℓ_i with its weight, (N), of the loss's dtype; 0 at ignored rows. Not differentiable; [`Reduction::None`](crate::Reduction::None) is.
+    /// ℓ_i with its weight, (N), of the loss's dtype; 0 at ignored rows. Differentiable where X or W is, whatever the reduction.
     pub per_sample: Tensor,
     /// argmax_j c_ij, the lowest index at a tie, (N) `u32`; [`IGNORED`] at ignored rows, unspecified where X has NaN.
     pub predicted: Tensor,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Storage, Tensor};
 
 use crate::error::{Error, Result};
-use crate::options::{Params, Reduction};
+use crate::options::{LARGEST, Params, Reduction};
 
 /// A call's tensors, whose ranks, shapes, dtypes and devices fit each other.
 #[derive(Debug, Clone)]
@@ -19,10 +19,12 @@ pub(crate) struct Problem<'a> {
     pub features: &'a Tensor,
     /// W (C, D)
     pub weight: &'a Tensor,
-    /// y (N), `u32` or `i64`
+    /// y (N), `u8`, `u32` or `i64`
     pub labels: &'a Tensor,
     /// (N), any float dtype
     pub sample_weights: Option<&'a Tensor>,
+    /// ∂L/∂loss of a reduced loss, as far as it is known before the pass: the gradients are multiplied by it before they are rounded.
+    pub upstream: f64,
 }
 
 impl<'a> Problem<'a> {
@@ -33,39 +35,10 @@ impl<'a> Problem<'a> {
         labels: &'a Tensor,
         sample_weights: Option<&'a Tensor>,
     ) -> Result<Self> {
-        let (n, d) = matrix("features X", "(N, D)", features)?;
-        let (c, weight_d) = matrix("weight W", "(C, D)", weight)?;
-        let classes = params.classes;
-        if d == 0 {
-            return Err(Error::Input(format!("features X have no dimension, their shape is {:?}", features.dims())));
-        }
-        if d != weight_d {
-            return Err(Error::Input(format!(
-                "features X {:?} and weight W {:?} differ in D",
-                features.dims(),
-                weight.dims()
-            )));
-        }
-        if c != classes {
-            return Err(Error::Input(format!("weight W has {c} rows, the loss is over {classes} classes")));
-        }
+        let (n, c, d) = check_pair(params, features, weight)?;
         vector("labels y", labels, n)?;
-        if !matches!(labels.dtype(), DType::U32 | DType::I64) {
-            return Err(Error::Input(format!("labels y must be u32 or i64, they are {}", labels.dtype().as_str())));
-        }
-        let (x_type, w_type) = (features.dtype(), weight.dtype());
-        for (what, dtype) in [("features X", x_type), ("weight W", w_type)] {
-            if !is_float(dtype) {
-                return Err(Error::Input(format!("{what} must be f16, bf16, f32 or f64, not {}", dtype.as_str())));
-            }
-        }
-        let mixed = matches!((x_type, w_type), (DType::F16 | DType::BF16, DType::F32));
-        if x_type != w_type && !mixed {
-            return Err(Error::Input(format!(
-                "features X are {} and weight W is {}: they must agree, or W be f32 beside f16 or bf16 features",
-                x_type.as_str(),
-                w_type.as_str()
-            )));
+        if !matches!(labels.dtype(), DType::U8 | DType::U32 | DType::I64) {
+            return Err(Error::Input(format!("labels y must be u8, u32 or i64, they are {}", labels.dtype().as_str())));
         }
         if let Some(weights) = sample_weights {
             vector("sample weights", weights, n)?;
@@ -76,19 +49,19 @@ impl<'a> Problem<'a> {
                 )));
             }
         }
-        let others = [("weight W", Some(weight)), ("labels y", Some(labels)), ("sample weights", sample_weights)];
-        for (what, tensor) in others {
-            if let Some(tensor) = tensor
-                && !tensor.device().same_device(features.device())
-            {
-                return Err(Error::Input(format!(
-                    "features X are on {:?} and {what} on {:?}",
-                    features.device().location(),
-                    tensor.device().location()
-                )));
-            }
+        same_device(features, "labels y", labels)?;
+        if let Some(weights) = sample_weights {
+            same_device(features, "sample weights", weights)?;
         }
-        Ok(Self { params, n, c, d, features, weight, labels, sample_weights })
+        Ok(Self { params, n, c, d, features, weight, labels, sample_weights, upstream: 1.0 })
+    }
+
+    /// With gradients of `upstream`·loss.
+    pub fn with_upstream(self, upstream: f64) -> Result<Self> {
+        if !upstream.is_finite() {
+            return Err(Error::Input(format!("the upstream gradient must be finite, it is {upstream}")));
+        }
+        Ok(Self { upstream, ..self })
     }
 
     pub fn params(&self) -> &'a Arc<Params> {
@@ -104,6 +77,7 @@ impl<'a> Problem<'a> {
     pub fn targets(&self) -> Result<Targets> {
         let params = self.params();
         let labels: Vec<i64> = match self.labels.dtype() {
+            DType::U8 => self.labels.to_vec1::<u8>()?.into_iter().map(i64::from).collect(),
             DType::U32 => self.labels.to_vec1::<u32>()?.into_iter().map(i64::from).collect(),
             _ => self.labels.to_vec1::<i64>()?,
         };
@@ -111,13 +85,13 @@ impl<'a> Problem<'a> {
             None => None,
             Some(weights) => Some(weights.to_dtype(DType::F64)?.to_vec1::<f64>()?),
         };
-        let mut targets = Targets { rows: Vec::with_capacity(self.n), denominator: 1.0 };
+        let mut targets = Targets { rows: Vec::with_capacity(self.n), denominator: 1.0, upstream: self.upstream };
         for (row, &label) in labels.iter().enumerate() {
             if params.ignore_index == Some(label) {
                 continue;
             }
-            if !(0..self.c as i64).contains(&label) {
-                return Err(self.bad_label(row, label));
+            if let Some(error) = self.bad_label(row, label) {
+                return Err(error);
             }
             let class = label as usize;
             let mut weight = params.weights[class];
@@ -137,20 +111,21 @@ impl<'a> Problem<'a> {
         Ok(targets)
     }
 
-    fn bad_label(&self, row: usize, label: i64) -> Error {
-        Error::Label { row, label, classes: self.c, ignore_index: self.params().ignore_index }
+    fn bad_label(&self, row: usize, label: i64) -> Option<Error> {
+        if !(0..self.c as i64).contains(&label) {
+            return Some(Error::Label { row, label, classes: self.c, ignore_index: self.params.ignore_index });
+        }
+        self.params.is_out(label as usize).then(|| {
+            Error::Input(format!("label {label} of row {row} is a class that the prior takes out: its log prior is −∞"))
+        })
     }
 
     /// The error of a row whose label or sample weight a device has found to be none.
     #[cfg(feature = "cuda")]
     pub fn bad_row(&self, row: usize) -> Result<Error> {
-        let label = self.labels.narrow(0, row, 1)?;
-        let label = match label.dtype() {
-            DType::U32 => i64::from(label.to_vec1::<u32>()?[0]),
-            _ => label.to_vec1::<i64>()?[0],
-        };
-        if !(0..self.c as i64).contains(&label) {
-            return Ok(self.bad_label(row, label));
+        let label = self.labels.narrow(0, row, 1)?.to_dtype(DType::I64)?.to_vec1::<i64>()?[0];
+        if let Some(error) = self.bad_label(row, label) {
+            return Ok(error);
         }
         let weight = match self.sample_weights {
             None => 1.0,
@@ -162,10 +137,8 @@ impl<'a> Problem<'a> {
 }
 
 fn bad_sample_weight(row: usize, weight: f64) -> Option<Error> {
-    let good = weight.is_finite() && weight >= 0.0;
-    (!good).then(|| {
-        Error::Input(format!("the sample weight of row {row} must be finite and not negative, it is {weight}"))
-    })
+    let good = (0.0..=LARGEST).contains(&weight);
+    (!good).then(|| Error::Input(format!("the sample weight of row {row} must be in 0..={LARGEST}, it is {weight}")))
 }
 
 /// Where gradients go: tensors to write over.
@@ -177,18 +150,38 @@ pub(crate) struct Gradients<'a> {
     pub weight: Option<&'a Tensor>,
 }
 
+impl Gradients<'_> {
+    /// Whether they are of the dtypes of X and W, and not of the type of accumulation.
+    pub fn are_of(&self, problem: &Problem) -> bool {
+        self.features.is_none_or(|dx| dx.dtype() == problem.features.dtype())
+            && self.weight.is_none_or(|dw| dw.dtype() == problem.weight.dtype())
+    }
+}
+
+pub(crate) fn same_storage(a: &Tensor, b: &Tensor) -> bool {
+    let (a, b) = (a.storage_and_layout().0, b.storage_and_layout().0);
+    std::ptr::eq::<Storage>(&*a, &*b)
+}
+
 /// The rows that are not ignored, in their order.
 #[derive(Debug, Clone)]
 pub(crate) struct Targets {
     pub rows: Vec<TargetRow>,
     /// What the reduction divides by; 0 where no row (or no weight) is left.
     pub denominator: f64,
+    /// [`Problem::upstream`]
+    pub upstream: f64,
 }
 
 impl Targets {
     /// 1 / denominator, and 0 where nothing is left: loss and gradients are then 0, not NaN.
     pub fn reduction_factor(&self) -> f64 {
         if self.denominator == 0.0 { 0.0 } else { 1.0 / self.denominator }
+    }
+
+    /// What every row's gradient is multiplied by.
+    pub fn gradient_factor(&self) -> f64 {
+        self.upstream * self.reduction_factor()
     }
 }
 
@@ -201,6 +194,52 @@ pub(crate) struct TargetRow {
     pub class: u32,
     /// ω_y times the sample weight
     pub weight: f64,
+}
+
+/// (N, C, D) of features and centres that fit each other and a loss.
+pub(crate) fn check_pair(params: &Params, features: &Tensor, weight: &Tensor) -> Result<(usize, usize, usize)> {
+    let (n, d) = matrix("features X", "(N, D)", features)?;
+    let (c, weight_d) = matrix("weight W", "(C, D)", weight)?;
+    if d == 0 {
+        return Err(Error::Input(format!("features X have no dimension, their shape is {:?}", features.dims())));
+    }
+    if d != weight_d {
+        return Err(Error::Input(format!(
+            "features X {:?} and weight W {:?} differ in D",
+            features.dims(),
+            weight.dims()
+        )));
+    }
+    if c != params.classes {
+        return Err(Error::Input(format!("weight W has {c} rows, the loss is over {} classes", params.classes)));
+    }
+    let (x_type, w_type) = (features.dtype(), weight.dtype());
+    for (what, dtype) in [("features X", x_type), ("weight W", w_type)] {
+        if !is_float(dtype) {
+            return Err(Error::Input(format!("{what} must be f16, bf16, f32 or f64, not {}", dtype.as_str())));
+        }
+    }
+    let mixed = matches!((x_type, w_type), (DType::F16 | DType::BF16, DType::F32));
+    if x_type != w_type && !mixed {
+        return Err(Error::Input(format!(
+            "features X are {} and weight W is {}: they must agree, or W be f32 beside f16 or bf16 features",
+            x_type.as_str(),
+            w_type.as_str()
+        )));
+    }
+    same_device(features, "weight W", weight)?;
+    Ok((n, c, d))
+}
+
+fn same_device(features: &Tensor, what: &str, tensor: &Tensor) -> Result<()> {
+    if tensor.device().same_device(features.device()) {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "features X are on {:?} and {what} on {:?}",
+        features.device().location(),
+        tensor.device().location()
+    )))
 }
 
 fn is_float(dtype: DType) -> bool {

@@ -4,7 +4,7 @@ use crate::builder::MarginLossBuilder;
 use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
 use crate::loss::MarginLoss;
-use crate::options::ClassWeights;
+use crate::options::{ClassWeights, Reduction};
 
 /// A sequence of losses, each from its epoch on: the value that a training loop asks for an epoch's loss.
 ///
@@ -13,7 +13,7 @@ use crate::options::ClassWeights;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let counts = ClassCounts::new(vec![500, 50, 5])?;
 /// let schedule = LossSchedule::dbm_drw(&counts, 0.1, 160, 0.9999)?;
-/// let loss = schedule.at(159); // DBM-CE; at 160 and later DBM-CB
+/// let loss = schedule.at(159); // DBM-CE; from 160 on with class-balanced weights
 /// # assert!(!std::ptr::eq(loss, schedule.at(160)));
 /// # Ok(()) }
 /// ```
@@ -53,27 +53,45 @@ impl LossSchedule {
         Ok(Self { stages })
     }
 
-    /// Deferred re-weighting: `base` until epoch `start`, then `base` with class-balanced weights of `beta`.
-    ///
-    /// The weights are the paper's; pass [`ClassWeights::ClassBalancedNormalized`] in a second stage of [`LossSchedule::new`] for the authors' code's.
+    /// Deferred re-weighting: `base` until epoch `start`, then `base` with class-balanced weights of `beta` that sum to C
+    /// ([`ClassWeights::ClassBalancedNormalized`]) and the weighted mean ([`Reduction::WeightedMean`]): what the paper's numbers were made with, and what
+    /// keeps the loss, and the learning rate's meaning, where they were. A `base` that reduces by [`Reduction::Sum`] or [`Reduction::None`] keeps that.
     ///
     /// # Errors
     /// What `base` cannot be built with, and `beta` outside 0 ≤ β < 1.
     pub fn drw(base: MarginLossBuilder, counts: &ClassCounts, start: usize, beta: f64) -> Result<Self> {
-        let weights = ClassWeights::ClassBalanced { beta };
-        let reweighted = base.clone().counts(counts).class_weights(weights).build()?;
-        if start == 0 {
-            return Ok(Self::constant(reweighted));
-        }
-        Self::new(vec![(0, base.build()?), (start, reweighted)])
+        let weights = ClassWeights::ClassBalancedNormalized { beta };
+        let mean = |reduction| if reduction == Reduction::Mean { Reduction::WeightedMean } else { reduction };
+        let reweighted = base.clone().counts(counts).class_weights(weights).map_reduction(mean);
+        Self::deferred(base, reweighted, start)
     }
 
-    /// DBM-DRW: DBM-CE until epoch `start` (160 of 200 in the paper), then DBM-CB of `beta` (0.9999).
+    /// Deferred re-weighting by the paper's formula as it is written (eqs. 3 and 10): weights (1 − β)/(1 − β^n_j), and the reduction of `base`.
+    ///
+    /// With the plain mean the loss and its gradients fall at `start` by the weights' size, for CIFAR-100-LT and β = 0.9999 to about a hundredth: unless the
+    /// learning rate rises with it, training all but stops. [`LossSchedule::drw`] is what the paper's numbers were made with.
+    ///
+    /// # Errors
+    /// As [`LossSchedule::drw`].
+    pub fn drw_by_formula(base: MarginLossBuilder, counts: &ClassCounts, start: usize, beta: f64) -> Result<Self> {
+        let reweighted = base.clone().counts(counts).class_weights(ClassWeights::ClassBalanced { beta });
+        Self::deferred(base, reweighted, start)
+    }
+
+    /// DBM-DRW: DBM-CE until epoch `start` (160 of 200 in the paper), then with the weights of [`LossSchedule::drw`], of `beta` (0.9999).
     ///
     /// # Errors
     /// `k` outside 0 ≤ K ≤ π, or `beta` outside 0 ≤ β < 1.
     pub fn dbm_drw(counts: &ClassCounts, k: f64, start: usize, beta: f64) -> Result<Self> {
         Self::drw(MarginLoss::dbm(counts, k), counts, start, beta)
+    }
+
+    fn deferred(base: MarginLossBuilder, reweighted: MarginLossBuilder, start: usize) -> Result<Self> {
+        let reweighted = reweighted.build()?;
+        if start == 0 {
+            return Ok(Self::constant(reweighted));
+        }
+        Self::new(vec![(0, base.build()?), (start, reweighted)])
     }
 
     /// The loss of an epoch, counted from 0.

@@ -6,7 +6,8 @@ mod common;
 use approx::assert_abs_diff_eq;
 use candle_core::{DType, Tensor, Var};
 use candle_margin_loss::{
-    ClassCounts, ClassWeights, CosineClassifier, LossSchedule, Margin, MarginLoss, Reduction, margin_cross_entropy,
+    ClassCounts, ClassWeights, CosineClassifier, InstanceGate, LossSchedule, Margin, MarginLoss, MarginLossBuilder,
+    Reduction, margin_cross_entropy,
 };
 use candle_nn::{Module, Optimizer, VarBuilder, VarMap};
 use common::{Inputs, Outcome, Result, counts, device, flat, fused, losses, off_tape};
@@ -92,8 +93,18 @@ fn drw_reweights_from_its_epoch_on() -> Result<()> {
     let (n, c, d) = (20, 6, 5);
     let inputs = Inputs::random(n, c, d, false, 3)?;
     let counts = counts(c);
-    let value = |loss: &MarginLoss| -> Result<Vec<f64>> { Ok(off_tape(loss, &inputs)?.per_sample) };
-    let (before, after) = (MarginLoss::dbm_ce(&counts, 0.2)?, MarginLoss::dbm_cb(&counts, 0.2, 0.9999)?);
+    let value = |loss: &MarginLoss| -> Result<(Vec<f64>, Vec<f64>)> {
+        let out = off_tape(loss, &inputs)?;
+        Ok((out.per_sample, out.loss))
+    };
+    let dbm = || {
+        let margin = Margin::Dbm { k: 0.2, tau: 1.0 };
+        MarginLoss::builder(c).counts(&counts).margin(margin).instance_gate(InstanceGate::HardPositives)
+    };
+    let weighted = |base: MarginLossBuilder| {
+        base.class_weights(ClassWeights::ClassBalancedNormalized { beta: 0.9999 }).reduction(Reduction::WeightedMean)
+    };
+    let (before, after) = (MarginLoss::dbm_ce(&counts, 0.2)?, weighted(dbm()).build()?);
     let drw = LossSchedule::dbm_drw(&counts, 0.2, 160, 0.9999)?;
     for (epoch, expected) in [(0, &before), (159, &before), (160, &after), (100_000, &after)] {
         assert_eq!(value(drw.at(epoch))?, value(expected)?, "epoch {epoch}");
@@ -101,21 +112,58 @@ fn drw_reweights_from_its_epoch_on() -> Result<()> {
     assert_ne!(value(&before)?, value(&after)?);
     assert_eq!(value(LossSchedule::dbm_drw(&counts, 0.2, 0, 0.9999)?.at(0))?, value(&after)?);
 
-    // LDAM-DRW, composed of a builder; and a schedule of three stages.
-    let ldam = || MarginLoss::builder(c).counts(&counts).margin(Margin::Ldam { max_m: 0.5 });
+    // LDAM-DRW, composed of a builder, which keeps its sum; the paper's formula; and a schedule of three stages.
+    let ldam = || MarginLoss::builder(c).counts(&counts).margin(Margin::Ldam { max_m: 0.5 }).reduction(Reduction::Sum);
     let drw = LossSchedule::drw(ldam(), &counts, 2, 0.99)?;
-    let weighted = ldam().class_weights(ClassWeights::ClassBalanced { beta: 0.99 }).build()?;
+    let normalised = ldam().class_weights(ClassWeights::ClassBalancedNormalized { beta: 0.99 }).build()?;
     assert_eq!(value(drw.at(1))?, value(&ldam().build()?)?);
-    assert_eq!(value(drw.at(2))?, value(&weighted)?);
-    let three = LossSchedule::new(vec![(0, before.clone()), (1, weighted.clone()), (5, after.clone())])?;
+    assert_eq!(value(drw.at(2))?, value(&normalised)?);
+    let formula = LossSchedule::drw_by_formula(dbm(), &counts, 2, 0.99)?;
+    assert_eq!(value(formula.at(1))?, value(&before)?);
+    assert_eq!(value(formula.at(2))?, value(&MarginLoss::dbm_cb(&counts, 0.2, 0.99)?)?);
+    let three = LossSchedule::new(vec![(0, before.clone()), (1, normalised.clone()), (5, after.clone())])?;
     assert_eq!(value(three.at(0))?, value(&before)?);
-    assert_eq!(value(three.at(4))?, value(&weighted)?);
+    assert_eq!(value(three.at(4))?, value(&normalised)?);
     assert_eq!(value(three.at(5))?, value(&after)?);
     assert_eq!(value(LossSchedule::constant(after.clone()).at(77))?, value(&after)?);
     Ok(())
 }
 
-/// `u32` and `i64` labels, on and off the tape, kept and new gradient tensors: all the same bits.
+/// At the switch of DRW a step stays a step: CIFAR-100-LT's counts, a batch drawn from them.
+#[test]
+fn drw_keeps_the_size_of_a_step() -> Result<()> {
+    let counts = ClassCounts::exponential(500, 100, 100.0)?;
+    let (n, c, d) = (64, 100, 32);
+    let mut inputs = Inputs::random(n, c, d, false, 8)?;
+    let drawn: Vec<i64> = (0..n as u64)
+        .map(|i| {
+            let mut sample = (i * 7919 + 13) * 104_729 % counts.total();
+            let class = counts.as_slice().iter().position(|&n| match sample.checked_sub(n) {
+                Some(rest) => {
+                    sample = rest;
+                    false
+                }
+                None => true,
+            });
+            class.expect("a sample is of some class") as i64
+        })
+        .collect();
+    inputs.y = Tensor::from_vec(drawn, n, &common::device())?;
+    let step = |loss: &MarginLoss| -> Result<(f64, f64)> {
+        let out = off_tape(loss, &inputs)?;
+        Ok((out.loss[0], out.dw.iter().map(|v| v * v).sum::<f64>().sqrt()))
+    };
+    let base = MarginLoss::dbm_ce(&counts, 0.1)?;
+    let (before, after) = (step(&base)?, step(LossSchedule::dbm_drw(&counts, 0.1, 160, 0.9999)?.at(160))?);
+    let ratio = (after.0 / before.0, after.1 / before.1);
+    assert!((0.5..2.0).contains(&ratio.0) && (0.5..4.0).contains(&ratio.1), "loss and |dW| change by {ratio:?}");
+    // The formula as it is written does not.
+    let (literal, _) = step(&MarginLoss::dbm_cb(&counts, 0.1, 0.9999)?)?;
+    assert!(literal < 0.05 * before.0, "{literal} {}", before.0);
+    Ok(())
+}
+
+/// `u8`, `u32` and `i64` labels, on and off the tape, kept and new gradient tensors: all the same bits.
 #[test]
 fn every_way_to_call_gives_the_same() -> Result<()> {
     let (n, c, d) = (33, 70, 40);
@@ -125,13 +173,17 @@ fn every_way_to_call_gives_the_same() -> Result<()> {
             let tape = fused(&loss, &inputs, None)?;
             let narrow = Inputs { y: inputs.y.to_dtype(DType::U32)?, ..inputs.clone() };
             let off = off_tape(&loss, &narrow)?;
+            let bytes = match name.contains("ignore") {
+                true => None, // 156, which −100 would be, is another ignore index
+                false => Some(off_tape(&loss, &Inputs { y: inputs.y.to_dtype(DType::U8)?, ..inputs.clone() })?),
+            };
             let (dx, dw) = (inputs.x.ones_like()?, inputs.w.ones_like()?);
             let weights = inputs.sample_weights.as_ref();
             let output = loss.loss_and_grads_into(&inputs.x, &inputs.w, &inputs.y, weights, &dx, &dw)?;
             let into = Outcome::new(&output, &dx, &dw);
             let untracked = loss.output(&inputs.x, &inputs.w, &inputs.y, weights)?;
             assert_eq!(flat(&untracked.per_sample), tape.per_sample, "{name} {dtype:?}");
-            for other in [&off, &into] {
+            for other in [Some(&off), Some(&into), bytes.as_ref()].into_iter().flatten() {
                 for ((part, a), (_, b)) in tape.parts().into_iter().zip(other.parts()) {
                     assert_eq!(a, b, "{name} {dtype:?} {part}");
                 }

@@ -29,7 +29,7 @@ fn call(x: &Tensor, w: &Tensor, y: &Tensor, weights: Option<&Tensor>) -> String 
 
 #[test]
 fn tensors_that_do_not_fit() {
-    use DType::{BF16, F16, F32, F64, I64, U8, U32};
+    use DType::{BF16, F16, F32, F64, I64, U32};
     let (x, w, y) = (zeros(&[2, 4], F32), zeros(&[3, 4], F32), zeros(&[2], U32));
     let cases = [
         (
@@ -49,8 +49,7 @@ fn tensors_that_do_not_fit() {
             call(&x, &w, &zeros(&[2, 1], U32), None),
             "margin loss: labels y must be of shape (N) = (2), the shape is [2, 1]",
         ),
-        (call(&x, &w, &zeros(&[2], F32), None), "margin loss: labels y must be u32 or i64, they are f32"),
-        (call(&x, &w, &zeros(&[2], U8), None), "margin loss: labels y must be u32 or i64, they are u8"),
+        (call(&x, &w, &zeros(&[2], F32), None), "margin loss: labels y must be u8, u32 or i64, they are f32"),
         (call(&zeros(&[2, 4], I64), &w, &y, None), "margin loss: features X must be f16, bf16, f32 or f64, not i64"),
         (call(&x, &zeros(&[3, 4], U32), &y, None), "margin loss: weight W must be f16, bf16, f32 or f64, not u32"),
         (
@@ -71,11 +70,19 @@ fn tensors_that_do_not_fit() {
         ),
         (
             call(&x, &w, &y, Some(&Tensor::new(&[1f32, f32::NAN], &device()).unwrap())),
-            "margin loss: the sample weight of row 1 must be finite and not negative, it is NaN",
+            "margin loss: the sample weight of row 1 must be in 0..=1000000000, it is NaN",
         ),
         (
             call(&x, &w, &y, Some(&Tensor::new(&[-1f32, 1.0], &device()).unwrap())),
-            "margin loss: the sample weight of row 0 must be finite and not negative, it is -1",
+            "margin loss: the sample weight of row 0 must be in 0..=1000000000, it is -1",
+        ),
+        (
+            call(&x, &w, &y, Some(&Tensor::new(&[1f32, 1e10], &device()).unwrap())),
+            "margin loss: the sample weight of row 1 must be in 0..=1000000000, it is 10000000000",
+        ),
+        (
+            call(&x, &w, &Tensor::new(&[0u8, 255], &device()).unwrap(), None),
+            "margin loss: label 255 of row 1 is not in 0..3",
         ),
         (
             call(&x, &w, &Tensor::new(&[0u32, 3], &device()).unwrap(), None),
@@ -106,6 +113,49 @@ fn the_ignore_index_is_named_beside_a_bad_label() {
 }
 
 #[test]
+fn labels_of_a_class_that_is_out() {
+    let prior = Prior::LogPrior(vec![0.0, -1e300, 0.5]);
+    let loss = MarginLoss::builder(3).prior(prior).build().unwrap();
+    let labels = Tensor::new(&[0u32, 1], &device()).unwrap();
+    let error = loss.forward(&zeros(&[2, 4], DType::F32), &zeros(&[3, 4], DType::F32), &labels).unwrap_err();
+    let expected = "margin loss: label 1 of row 1 is a class that the prior takes out: its log prior is −∞";
+    assert_eq!(error.to_string().lines().next().unwrap(), expected);
+}
+
+#[test]
+fn logits_of_tensors_that_do_not_fit() {
+    let loss = MarginLoss::cosine_ce(3, 30.0).unwrap();
+    let call = |x: &Tensor, w: &Tensor| loss.logits(x, w).unwrap_err().to_string().lines().next().unwrap().to_string();
+    let x = zeros(&[2, 4], DType::F32);
+    assert_eq!(call(&x, &zeros(&[4, 4], DType::F32)), "margin loss: weight W has 4 rows, the loss is over 3 classes");
+    assert_eq!(
+        call(&x, &zeros(&[3, 4], DType::F64)),
+        "margin loss: features X are f32 and weight W is f64: they must agree, or W be f32 beside f16 or bf16 features"
+    );
+}
+
+#[test]
+fn a_weight_that_changes_between_forward_and_backward() {
+    if common::on_cuda() {
+        println!("SKIPPED: on a CUDA device the change goes unseen, as the documentation says");
+        return;
+    }
+    for recompute in [false, true] {
+        let builder = MarginLoss::builder(3).recompute_gradients(recompute);
+        let reduction =
+            if recompute { candle_margin_loss::Reduction::Mean } else { candle_margin_loss::Reduction::None };
+        let loss = builder.reduction(reduction).build().unwrap();
+        let x = Tensor::randn(0f32, 1.0, (2, 4), &device()).unwrap();
+        let w = candle_core::Var::randn(0f32, 1.0, (3, 4), &device()).unwrap();
+        let value = loss.forward(&x, &w, &zeros(&[2], DType::U32)).unwrap().sum_all().unwrap();
+        assert!(value.backward().is_ok());
+        w.set(&Tensor::randn(0f32, 1.0, (3, 4), &device()).unwrap()).unwrap();
+        let error = value.backward().unwrap_err().to_string();
+        assert!(error.contains("X or W changed between forward and backward"), "{error}");
+    }
+}
+
+#[test]
 fn gradient_tensors_that_do_not_fit() {
     let loss = MarginLoss::cosine_ce(3, 30.0).unwrap();
     let (x, w) = (zeros(&[2, 4], DType::F32), zeros(&[3, 4], DType::F32));
@@ -121,8 +171,8 @@ fn gradient_tensors_that_do_not_fit() {
     assert_eq!(call(&x, &dw), "margin loss: dX shares its storage with the features X");
     assert_eq!(call(&dx, &w), "margin loss: dW shares its storage with the weight W");
     let both = zeros(&[5, 4], DType::F32);
-    let (first, second) = (both.narrow(0, 0, 2).unwrap(), both.narrow(0, 2, 3).unwrap());
-    assert_eq!(call(&first, &second), "margin loss: dX shares its storage with dW");
+    let (first, second) = (both.narrow(0, 0, 2).unwrap(), both.narrow(0, 1, 3).unwrap());
+    assert_eq!(call(&first, &second), "margin loss: dX overlaps dW");
 }
 
 #[test]
@@ -136,9 +186,13 @@ fn options_out_of_range_or_senseless() {
     let cases: Vec<(MarginLossBuilder, &str)> = vec![
         (MarginLoss::builder(0), "margin loss: at least one class is needed, C is 0"),
         (MarginLoss::builder(4).counts(&counts), "class counts: 3 counts for 4 classes"),
-        (new().scale(0.0), "margin loss: the scale s must be positive and finite, it is 0"),
-        (new().scale(f64::NAN), "margin loss: the scale s must be positive and finite, it is NaN"),
-        (new().scale(f64::INFINITY), "margin loss: the scale s must be positive and finite, it is inf"),
+        (new().scale(0.0), "margin loss: the scale s must be in 0 < s ≤ 1e9, it is 0"),
+        (new().scale(f64::NAN), "margin loss: the scale s must be in 0 < s ≤ 1e9, it is NaN"),
+        (
+            new().scale(1e39),
+            "margin loss: the scale s must be in 0 < s ≤ 1e9, it is 1000000000000000000000000000000000000000",
+        ),
+        (new().scale(f64::INFINITY), "margin loss: the scale s must be in 0 < s ≤ 1e9, it is inf"),
         (dbm(-0.1, 1.0), "margin loss: DBM: the margin scale K must be in 0..=3.141592653589793, it is -0.1"),
         (dbm(f64::NAN, 1.0), "margin loss: DBM: the margin scale K must be in 0..=3.141592653589793, it is NaN"),
         (dbm(0.1, -1.0), "margin loss: DBM: the frequency exponent τ must be finite and at least 0, it is -1"),
@@ -174,7 +228,7 @@ fn options_out_of_range_or_senseless() {
         ),
         (
             dbm(0.1, 1.0).instance_gate(InstanceGate::Positives).instance_strength(-1.0),
-            "margin loss: the instance strength λ must be finite and at least 0, it is -1",
+            "margin loss: the instance strength λ must be in 0..=1000000, it is -1",
         ),
         (
             new().prior(Prior::BalancedSoftmax { tau: f64::NAN }),
@@ -182,8 +236,20 @@ fn options_out_of_range_or_senseless() {
         ),
         (new().prior(Prior::LogPrior(vec![0.0; 2])), "margin loss: the log prior: 2 values for 3 classes"),
         (
-            new().prior(Prior::LogPrior(vec![0.0, f64::NEG_INFINITY, 0.0])),
-            "margin loss: the log prior of class 1 must be finite, it is -inf",
+            dbm(0.1, 1.0).instance_gate(InstanceGate::Positives).instance_strength(1e7),
+            "margin loss: the instance strength λ must be in 0..=1000000, it is 10000000",
+        ),
+        (
+            new().prior(Prior::LogPrior(vec![0.0, f64::INFINITY, 0.0])),
+            "margin loss: the log prior of class 1 must be finite or −∞, it is inf",
+        ),
+        (
+            new().prior(Prior::LogPrior(vec![f64::NEG_INFINITY; 3])),
+            "margin loss: the log prior of every class is −∞, one at least must be finite",
+        ),
+        (
+            new().prior(Prior::LogPrior(vec![0.0, f64::NEG_INFINITY, 0.0])).label_smoothing(0.1),
+            "margin loss: label smoothing gives every class a share of the target, and the prior takes class 1 out",
         ),
         (
             new().class_weights(ClassWeights::ClassBalanced { beta: 1.0 }),
@@ -195,7 +261,7 @@ fn options_out_of_range_or_senseless() {
         ),
         (
             new().class_weights(ClassWeights::PerClass(vec![1.0, -1.0, 1.0])),
-            "margin loss: the class weight of class 1 must be finite and at least 0, it is -1",
+            "margin loss: the class weight of class 1 must be in 0..=1000000000, it is -1",
         ),
         (new().label_smoothing(1.0), "margin loss: the label smoothing α must be in 0 ≤ α < 1, it is 1"),
         (new().label_smoothing(f64::NAN), "margin loss: the label smoothing α must be in 0 ≤ α < 1, it is NaN"),

@@ -11,17 +11,17 @@ use super::product::{Matrix, product};
 use super::vector;
 
 /// Where a range's or tile's dW goes.
-pub(super) enum WeightSink<'s, W: Element> {
+pub(super) enum WeightSink<'s, E: Element> {
     /// Nowhere.
     None,
-    /// Over what is there, rounded to W.
-    Write(&'s mut [W]),
+    /// Over what is there, rounded to E.
+    Write(&'s mut [E]),
     /// Into sums of the accumulation type: added where true, else over what is there.
-    Sum(&'s mut [W::Acc], bool),
+    Sum(&'s mut [E::Acc], bool),
 }
 
-impl<'s, W: Element> WeightSink<'s, W> {
-    fn split(self, size: usize) -> Box<dyn Iterator<Item = WeightSink<'s, W>> + 's> {
+impl<'s, E: Element> WeightSink<'s, E> {
+    fn split(self, size: usize) -> Box<dyn Iterator<Item = WeightSink<'s, E>> + 's> {
         match self {
             WeightSink::None => Box::new(std::iter::repeat_with(|| WeightSink::None)),
             WeightSink::Write(dw) => Box::new(dw.chunks_mut(size).map(WeightSink::Write)),
@@ -31,13 +31,13 @@ impl<'s, W: Element> WeightSink<'s, W> {
 }
 
 /// A lane's share of a range.
-struct Lane<'l, T, W: Element> {
+struct Lane<'l, T, E: Element> {
     start: usize,
     cosines: &'l mut [T],
     norms: &'l mut [Option<Norm>],
     row_dots: &'l mut [T],
     sum: Option<&'l mut [T]>,
-    sink: WeightSink<'l, W>,
+    sink: WeightSink<'l, E>,
 }
 
 impl<X, W> Call<'_, X, W>
@@ -47,10 +47,10 @@ where
 {
     /// Cosines of a block against a range of classes to gradients: into the lanes' sums of dX, (lanes, R, D), and into dW.
     #[allow(clippy::too_many_arguments)]
-    pub fn contract(
+    pub fn contract<E: Element<Acc = X::Acc>>(
         &self,
         sums: Option<&mut [X::Acc]>,
-        sink: WeightSink<W>,
+        sink: WeightSink<E>,
         row_dots: &mut [X::Acc],
         cosines: &mut [X::Acc],
         block: &Block<X::Acc>,
@@ -60,7 +60,7 @@ where
     ) {
         let (d, rows, width) = (self.d, block.rows.len(), self.plan.lane);
         let first_range = range.start == 0;
-        let lanes: Vec<Lane<X::Acc, W>> = cosines[..rows * range.len()]
+        let lanes: Vec<Lane<X::Acc, E>> = cosines[..rows * range.len()]
             .chunks_mut(width * rows)
             .zip(norms[range.clone()].chunks_mut(width))
             .zip(row_dots.chunks_mut(rows))
@@ -105,9 +105,9 @@ where
     /// dW of a tile: h·X̂ − (Σ_i g·c)·ŵ, over ‖w‖. `gradients` (classes, R) holds h = σ·g.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    fn write_weight(
+    fn write_weight<E: Element<Acc = X::Acc>>(
         &self,
-        sink: WeightSink<W>,
+        sink: WeightSink<E>,
         gradients: &mut [X::Acc],
         tile: &Tile<X::Acc>,
         norms: &[Option<Norm>],
@@ -129,7 +129,7 @@ where
                 product(dw, accumulate, lhs, unit);
                 self.project(dw, tile, norms, class_dots);
             }
-            WeightSink::Write(dw) => match W::as_acc_mut(dw) {
+            WeightSink::Write(dw) => match E::as_acc_mut(dw) {
                 Some(dw) => {
                     product(dw, false, lhs, unit);
                     self.project(dw, tile, norms, class_dots);
@@ -138,7 +138,7 @@ where
                     scratch.resize(norms.len() * d, X::Acc::ZERO);
                     product(scratch, false, lhs, unit);
                     self.project(scratch, tile, norms, class_dots);
-                    W::narrow_slice(scratch, dw);
+                    E::narrow_slice(scratch, dw);
                 }
             },
         }
@@ -158,12 +158,18 @@ where
     }
 
     /// Step 5: dX of a block from the lanes' sums and dots.
-    pub fn write_features(&self, dx: &mut [X], sums: &[X::Acc], row_dots: &[X::Acc], block: &Block<X::Acc>) {
+    pub fn write_features<E: Element<Acc = X::Acc>>(
+        &self,
+        dx: &mut [E],
+        sums: &[X::Acc],
+        row_dots: &[X::Acc],
+        block: &Block<X::Acc>,
+    ) {
         let (d, rows) = (self.d, block.rows.len());
         let lane_len = self.plan.rows * d;
         let (first, last) = (block.rows[0].row, block.rows[rows - 1].row);
         let mut wanted = block.rows.iter().enumerate().peekable();
-        let mut outs: Vec<(usize, &mut [X])> = dx[first * d..(last + 1) * d]
+        let mut outs: Vec<(usize, &mut [E])> = dx[first * d..(last + 1) * d]
             .chunks_exact_mut(d)
             .zip(first..)
             .filter_map(|(out, n)| wanted.next_if(|(_, target)| target.row == n).map(|(i, _)| (i, out)))
@@ -192,7 +198,7 @@ where
                             }
                             vector::subtract_scaled(sum, &unit[start..end], dot);
                             vector::scale(sum, inverse);
-                            X::narrow_slice(sum, &mut out[start..end]);
+                            E::narrow_slice(sum, &mut out[start..end]);
                         }
                     }
                 },

@@ -31,7 +31,7 @@ where
 {
     /// The constants of a block's rows, from their states and upstream gradients, one a row of the batch; 1 where there are none.
     pub fn constants(&self, rows: &[TargetRow], states: &[RowState], upstream: Option<&[f64]>) -> RowConstants<X::Acc> {
-        let (params, factor) = (self.params, self.targets.reduction_factor());
+        let (params, factor) = (self.params, self.targets.gradient_factor());
         let (alpha, classes) = (params.label_smoothing, params.classes as f64);
         let empty = || Vec::with_capacity(rows.len());
         let mut out =

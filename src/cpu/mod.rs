@@ -22,6 +22,7 @@ mod norm;
 mod numeric;
 mod plan;
 mod product;
+mod scale;
 mod statistics;
 mod vector;
 mod view;
@@ -30,20 +31,23 @@ mod workspace;
 use std::ops::Range;
 
 use candle_core::DType::{BF16, F16, F32, F64};
-use candle_core::{Storage, Tensor};
+use candle_core::Storage;
 use half::{bf16, f16};
 
 pub(crate) use finish::RowState;
+pub(crate) use scale::scale_gradients;
+pub(crate) use view::new_gradient;
 pub(crate) use workspace::WorkspacePool;
 
 use crate::error::{Error, Result};
 use crate::problem::{Gradients, Problem, Targets};
 use call::Call;
 use contract::WeightSink;
+use load::Block;
 use norm::Norm;
 use numeric::{Element, Real};
 use statistics::Accumulated;
-use view::{Rows, with_slice};
+use view::{Rows, with_slices};
 
 /// What a call computes.
 #[derive(Debug, Clone, Copy)]
@@ -54,28 +58,6 @@ pub(crate) enum Pass<'a> {
     LossAndGradients,
     /// The gradients for these upstream gradients, one a row of the batch, from the rows' states of an earlier pass.
     Gradients { states: &'a [RowState], upstream: &'a [f64] },
-}
-
-/// New gradient tensors, each where it is wanted.
-pub(crate) fn new_gradients(
-    problem: &Problem,
-    features: bool,
-    weight: bool,
-) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    fn zeros<E: Element>(like: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::from_vec(E::zeros(like.elem_count()), like.dims(), like.device())?)
-    }
-    let new = |wanted: bool, like: &Tensor| {
-        wanted
-            .then(|| match like.dtype() {
-                F64 => zeros::<f64>(like),
-                F32 => zeros::<f32>(like),
-                F16 => zeros::<f16>(like),
-                _ => zeros::<bf16>(like),
-            })
-            .transpose()
-    };
-    Ok((new(features, problem.features)?, new(weight, problem.weight)?))
 }
 
 /// Runs `pass` over a problem whose tensors are on the CPU; gives the state of every row that is not ignored, in their order.
@@ -116,7 +98,12 @@ where
     let x = Rows::new(X::cpu_storage_as_slice(x)?, x_layout);
     let w = Rows::new(W::cpu_storage_as_slice(w)?, w_layout);
     let call = Call::new(problem, targets, x, w);
-    with_slice(out.features, |dx| with_slice(out.weight, |dw| Ok(call.run(workspace, pass, dx, dw))))
+    // A half type's gradients are of its own, or f32 to be rounded later.
+    if out.are_of(problem) {
+        with_slices(out, |dx: Option<&mut [X]>, dw: Option<&mut [W]>| call.run(workspace, pass, dx, dw))
+    } else {
+        with_slices(out, |dx: Option<&mut [X::Acc]>, dw: Option<&mut [X::Acc]>| call.run(workspace, pass, dx, dw))
+    }
 }
 
 /// What a call works in.
@@ -136,25 +123,29 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    fn run(
+    fn run<DX, DW>(
         &self,
         workspace: &WorkspacePool,
         pass: Pass,
-        mut dx: Option<&mut [X]>,
-        dw: Option<&mut [W]>,
-    ) -> Vec<RowState> {
+        mut dx: Option<&mut [DX]>,
+        dw: Option<&mut [DW]>,
+    ) -> Result<Vec<RowState>>
+    where
+        DX: Element<Acc = X::Acc>,
+        DW: Element<Acc = X::Acc>,
+    {
         let (d, plan) = (self.d, self.plan);
         let all = &self.targets.rows;
         if let Some(dx) = &mut dx
             && all.len() < self.n
         {
-            dx.fill(X::narrow(X::Acc::ZERO));
+            dx.fill(DX::narrow(X::Acc::ZERO));
         }
         if all.is_empty() {
             if let Some(dw) = dw {
-                dw.fill(W::narrow(X::Acc::ZERO));
+                dw.fill(DW::narrow(X::Acc::ZERO));
             }
-            return Vec::new();
+            return Ok(Vec::new());
         }
 
         let lens = [plan.rows * plan.range, 2 * plan.rows * d, plan.lanes * plan.rows * d];
@@ -163,24 +154,28 @@ where
             let (unit, sums) = buffer.split_at_mut(lens[1]);
             let mut memory = Memory { cosines, unit, sums, norms: vec![None; self.c] };
             // dW of a half type is rounded once: its sum over several blocks of rows is for a second sweep, with sums of its own.
-            let second_sweep = all.len() > plan.rows && W::as_acc(&[]).is_none();
+            let second_sweep = all.len() > plan.rows && DW::as_acc(&[]).is_none();
             let (dw, late_dw) = if second_sweep { (None, dw) } else { (dw, None) };
-            let states = self.by_blocks(&mut memory, pass, dx, dw);
+            let states = self.by_blocks(&mut memory, pass, dx, dw)?;
             if let Some(dw) = late_dw {
                 self.weight_by_ranges(&mut memory, pass, &states, dw);
             }
-            states
+            Ok(states)
         })
     }
 
     /// Blocks of rows, each against all classes: the rows' states, dX, and dW unless it is None.
-    fn by_blocks(
+    fn by_blocks<DX, DW>(
         &self,
         memory: &mut Memory<X::Acc>,
         pass: Pass,
-        mut dx: Option<&mut [X]>,
-        mut dw: Option<&mut [W]>,
-    ) -> Vec<RowState> {
+        mut dx: Option<&mut [DX]>,
+        mut dw: Option<&mut [DW]>,
+    ) -> Result<Vec<RowState>>
+    where
+        DX: Element<Acc = X::Acc>,
+        DW: Element<Acc = X::Acc>,
+    {
         let (d, plan) = (self.d, self.plan);
         let Memory { cosines, unit, sums, norms } = memory;
         let mut states = Vec::with_capacity(self.targets.rows.len());
@@ -207,10 +202,13 @@ where
                 if !made {
                     self.cosines(&block, range.clone(), cosines, norms, None);
                 }
+                if matches!(pass, Pass::Gradients { .. }) {
+                    self.check_unchanged(cosines, &block, &range, &states[index * plan.rows..])?;
+                }
                 let sink = match dw.as_deref_mut().map(|dw| &mut dw[range.start * d..range.end * d]) {
                     None => WeightSink::None,
                     Some(dw) if several => {
-                        WeightSink::Sum(W::as_acc_mut(dw).expect("half types sum in a second sweep"), index > 0)
+                        WeightSink::Sum(DW::as_acc_mut(dw).expect("half types sum in a second sweep"), index > 0)
                     }
                     Some(dw) => WeightSink::Write(dw),
                 };
@@ -221,11 +219,38 @@ where
                 self.write_features(dx, sums, &row_dots, &block);
             }
         }
-        states
+        Ok(states)
+    }
+
+    /// A backward pass is to see the X and W of its forward pass: the targets' cosines are then the same to the bit.
+    fn check_unchanged(
+        &self,
+        cosines: &[X::Acc],
+        block: &Block<X::Acc>,
+        range: &Range<usize>,
+        states: &[RowState],
+    ) -> Result<()> {
+        for &(class, row) in block.targets_in(range) {
+            let (row, class) = (row as usize, class as usize);
+            let cosine = cosines[(class - range.start) * block.rows.len() + row].f64();
+            if cosine.to_bits() != states[row].cosine.to_bits() && !cosine.is_nan() {
+                return Err(Error::Input(format!(
+                    "X or W changed between forward and backward: the cosine of row {} to class {class} was {}, it is {cosine}",
+                    block.rows[row].row, states[row].cosine
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Ranges of classes, each against all blocks of rows: dW of a half type, summed where dX was and rounded once.
-    fn weight_by_ranges(&self, memory: &mut Memory<X::Acc>, pass: Pass, states: &[RowState], dw: &mut [W]) {
+    fn weight_by_ranges<DW: Element<Acc = X::Acc>>(
+        &self,
+        memory: &mut Memory<X::Acc>,
+        pass: Pass,
+        states: &[RowState],
+        dw: &mut [DW],
+    ) {
         let (d, plan) = (self.d, self.plan);
         let Memory { cosines, unit, sums, norms } = memory;
         let (states, upstream) = match pass {
@@ -239,10 +264,10 @@ where
                 let constants = self.constants(rows, &states[index * plan.rows..], upstream);
                 self.cosines(&block, range.clone(), cosines, norms, None);
                 let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
-                let sink = WeightSink::Sum(sums, index > 0);
+                let sink = WeightSink::<DW>::Sum(sums, index > 0);
                 self.contract(None, sink, &mut row_dots, cosines, &block, range.clone(), norms, &constants);
             }
-            W::narrow_slice(sums, &mut dw[range.start * d..range.end * d]);
+            DW::narrow_slice(sums, &mut dw[range.start * d..range.end * d]);
         }
     }
 }

@@ -111,6 +111,26 @@ real!(f64, mantissa_bits: 52, bias: 1023, lowest: -708.0,
     series: SERIES, sin_floor: f64::EPSILON * 67_108_864.0, // 2^-52 · 2^26
     safe_squares: 1e-280..1e300, longest: 1e150);
 
+/// Elements whose type is known at run time.
+pub(super) enum AnySlice<'a> {
+    F64(&'a mut [f64]),
+    F32(&'a mut [f32]),
+    F16(&'a mut [f16]),
+    BF16(&'a mut [bf16]),
+}
+
+impl<'a> AnySlice<'a> {
+    pub fn of(storage: &'a mut CpuStorage) -> candle_core::Result<Self> {
+        match storage {
+            CpuStorage::F64(values) => Ok(Self::F64(values)),
+            CpuStorage::F32(values) => Ok(Self::F32(values)),
+            CpuStorage::F16(values) => Ok(Self::F16(values)),
+            CpuStorage::BF16(values) => Ok(Self::BF16(values)),
+            _ => Err(candle_core::Error::msg("a gradient tensor that is not of floats")),
+        }
+    }
+}
+
 /// What a tensor holds: f64, f32, f16 or bf16.
 pub(super) trait Element: WithDType + Send + Sync {
     /// What it is computed in.
@@ -128,7 +148,8 @@ pub(super) trait Element: WithDType + Send + Sync {
     fn as_acc_mut(values: &mut [Self]) -> Option<&mut [Self::Acc]>;
     /// Zeros straight from the allocator, whose pages are first touched by the threads that fill them.
     fn zeros(len: usize) -> Vec<Self>;
-    fn storage_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    fn any_slice(values: &mut [Self]) -> AnySlice<'_>;
+    fn of_slice(values: AnySlice<'_>) -> Option<&mut [Self]>;
 }
 
 macro_rules! native {
@@ -159,9 +180,12 @@ macro_rules! native {
             fn zeros(len: usize) -> Vec<Self> {
                 vec![0.0; len]
             }
-            fn storage_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
-                match storage {
-                    CpuStorage::$variant(values) => Some(values),
+            fn any_slice(values: &mut [Self]) -> AnySlice<'_> {
+                AnySlice::$variant(values)
+            }
+            fn of_slice(values: AnySlice<'_>) -> Option<&mut [Self]> {
+                match values {
+                    AnySlice::$variant(values) => Some(values),
                     _ => None,
                 }
             }
@@ -200,9 +224,12 @@ macro_rules! half {
             fn zeros(len: usize) -> Vec<Self> {
                 vec![0u16; len].reinterpret_into()
             }
-            fn storage_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
-                match storage {
-                    CpuStorage::$variant(values) => Some(values),
+            fn any_slice(values: &mut [Self]) -> AnySlice<'_> {
+                AnySlice::$variant(values)
+            }
+            fn of_slice(values: AnySlice<'_>) -> Option<&mut [Self]> {
+                match values {
+                    AnySlice::$variant(values) => Some(values),
                     _ => None,
                 }
             }

@@ -1,11 +1,14 @@
 //! Candle's tensors as slices: of any strides, a row at a time, to read; contiguous, to write.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use candle_core::{CpuStorage, Layout, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Tensor};
+use half::{bf16, f16};
 
-use super::numeric::Element;
+use super::numeric::{AnySlice, Element};
 use crate::error::{Error, Result};
+use crate::problem::{Gradients, same_storage};
 
 /// The rows of a strided (rows, cols) tensor.
 #[derive(Debug, Clone, Copy)]
@@ -50,14 +53,57 @@ impl<'a, E: Element> Rows<'a, E> {
     }
 }
 
-/// Lends `work` the elements of a contiguous tensor to write.
-pub(super) fn with_slice<E: Element, R>(
-    tensor: Option<&Tensor>,
-    work: impl FnOnce(Option<&mut [E]>) -> Result<R>,
+/// A new tensor for the gradient of `like`, of `dtype`.
+pub(crate) fn new_gradient(like: &Tensor, dtype: DType) -> Result<Tensor> {
+    fn zeros<E: Element>(like: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::from_vec(E::zeros(like.elem_count()), like.dims(), like.device())?)
+    }
+    match dtype {
+        DType::F64 => zeros::<f64>(like),
+        DType::F32 => zeros::<f32>(like),
+        DType::F16 => zeros::<f16>(like),
+        _ => zeros::<bf16>(like),
+    }
+}
+
+/// Lends `work` the elements of the gradients to write: of two tensors, or of two places of one storage.
+pub(super) fn with_slices<X: Element, W: Element, R>(
+    out: Gradients,
+    work: impl FnOnce(Option<&mut [X]>, Option<&mut [W]>) -> Result<R>,
 ) -> Result<R> {
-    let Some(tensor) = tensor else { return work(None) };
+    match (out.features, out.weight) {
+        (None, None) => work(None, None),
+        (Some(dx), None) => with_storage(dx, |all| work(Some(&mut all[place(dx)]), None)),
+        (None, Some(dw)) => with_storage(dw, |all| work(None, Some(&mut all[place(dw)]))),
+        (Some(dx), Some(dw)) if !same_storage(dx, dw) => with_storage(dx, |x: &mut [X]| {
+            with_storage(dw, |w: &mut [W]| work(Some(&mut x[place(dx)]), Some(&mut w[place(dw)])))
+        }),
+        (Some(dx), Some(dw)) => with_storage(dx, |all: &mut [X]| {
+            // The places do not overlap: what calls has seen to that.
+            let (x, w) = (place(dx), place(dw));
+            let (dx, dw) = if x.start <= w.start {
+                let (low, high) = all.split_at_mut(w.start);
+                (&mut low[x], &mut high[..w.len()])
+            } else {
+                let (low, high) = all.split_at_mut(x.start);
+                (&mut high[..x.len()], &mut low[w])
+            };
+            let dw = W::of_slice(X::any_slice(dw)).ok_or_else(|| Error::Input("dX and dW differ in type".into()))?;
+            work(Some(dx), Some(dw))
+        }),
+    }
+}
+
+/// Where a contiguous tensor's elements are in its storage.
+fn place(tensor: &Tensor) -> Range<usize> {
+    let start = tensor.layout().start_offset();
+    start..start + tensor.elem_count()
+}
+
+/// Lends `work` all elements of a tensor's storage.
+fn with_storage<E: Element, R>(tensor: &Tensor, work: impl FnOnce(&mut [E]) -> Result<R>) -> Result<R> {
     let mut result = None;
-    let write = |elements: &mut [E]| result = Some(work(Some(elements)));
+    let write = |elements: &mut [E]| result = Some(work(elements));
     tensor.inplace_op1(&Write(RefCell::new(Some(Box::new(write)))))?;
     result.unwrap_or_else(|| Err(Error::Input("a gradient tensor that is not on the CPU".into())))
 }
@@ -72,11 +118,9 @@ impl<E: Element> candle_core::InplaceOp1 for Write<'_, E> {
         "margin-loss-gradient"
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let start = layout.start_offset();
-        let elements = E::storage_mut(storage)
-            .and_then(|all| all.get_mut(start..start + layout.shape().elem_count()))
-            .ok_or_else(|| candle_core::Error::msg("a gradient tensor of another dtype or size"))?;
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        let elements = E::of_slice(AnySlice::of(storage)?);
+        let elements = elements.ok_or_else(|| candle_core::Error::msg("a gradient tensor of another dtype"))?;
         if let Some(write) = self.0.take() {
             write(elements);
         }

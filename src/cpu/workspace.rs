@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use super::numeric::Real;
 
 /// Buffers (`Vec<f32>`, `Vec<f64>`) that are not in use, one for every call that ever ran at the same time as others.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct WorkspacePool(Mutex<Vec<Box<dyn Any + Send>>>);
 
 impl WorkspacePool {

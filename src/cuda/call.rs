@@ -13,7 +13,7 @@ use super::plan::{Chunk, Limits, Sizes, align};
 use super::tables::TablePool;
 use crate::error::Result;
 use crate::options::DEFAULT_CUDA_WORKSPACE_BYTES;
-use crate::problem::Problem;
+use crate::problem::{Gradients, Problem};
 
 /// A call on its device: what plans are made from, and the arguments of its kernels.
 pub(super) struct Call<'a> {
@@ -23,10 +23,20 @@ pub(super) struct Call<'a> {
     pub kind: Kind,
     pub sizes: Sizes,
     pub limits: Limits,
+    /// The address of 1.0
+    pub one: u64,
     /// Bytes of workspace
     pub budget: usize,
     /// Sizes, options and inputs are set; the rest is null until a launcher sets it.
     pub arguments: MarginLossCall,
+}
+
+impl Call<'_> {
+    /// Sets the addresses of the gradients `out`.
+    pub fn set_gradients(&mut self, dx: u64, dw: u64, out: Gradients) {
+        (self.arguments.dx, self.arguments.dw) = (dx as _, dw as _);
+        self.arguments.wide_gradients = (!out.are_of(self.problem)).into();
+    }
 }
 
 /// Lends `work` a call.
@@ -39,6 +49,7 @@ pub(super) fn with_call<R>(
     let stream = device.cuda_stream();
     let tables = tables.on(device, problem.params())?;
     let ((angular, _a), (additive, _b)) = (tables.angular.device_ptr(&stream), tables.additive.device_ptr(&stream));
+    let (one, _one) = tables.one.device_ptr(&stream);
     let (prior, weights) = (
         tables.prior.as_ref().map(|prior| prior.device_ptr(&stream)),
         tables.weights.as_ref().map(|weights| weights.device_ptr(&stream)),
@@ -71,7 +82,12 @@ pub(super) fn with_call<R>(
         w_stride: w_layout.stride()[0] as i64,
         label_stride: y_layout.stride()[0] as i64,
         sample_weight_stride: weights.as_ref().map_or(0, |(_, layout)| layout.stride()[0] as i64),
-        labels_are_wide: (problem.labels.dtype() == DType::I64).into(),
+        label_type: match problem.labels.dtype() {
+            DType::U8 => params::MARGIN_LOSS_U8,
+            DType::U32 => params::MARGIN_LOSS_U32,
+            _ => params::MARGIN_LOSS_I64,
+        } as i32,
+        gradient_scale: problem.upstream,
         sample_weight_type: match problem.sample_weights.map(Tensor::dtype) {
             None => params::MARGIN_LOSS_NO_WEIGHTS,
             Some(DType::F16) => params::MARGIN_LOSS_F16,
@@ -89,6 +105,7 @@ pub(super) fn with_call<R>(
         kind,
         sizes: sizes(problem, kind),
         limits: limits(&stream)?,
+        one,
         budget: problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES),
         arguments,
     })

@@ -5,7 +5,7 @@ use cudarc::driver::{DevicePtrMut, LaunchConfig, PushKernelArg};
 
 use super::call::{Call, chunk_arguments};
 use super::device::{Module, allow_shared, config};
-use super::memory::{counters, with_optional_pointer};
+use super::memory::{counters, with_gradients};
 use super::plan::{Fused, THREADS};
 use crate::error::Result;
 use crate::problem::Gradients;
@@ -46,17 +46,15 @@ pub(super) fn fused_step(call: &mut Call, out: Gradients) -> Result<bool> {
         call.arguments.on_chip = 1;
         (call.arguments.rows, call.arguments.class_norms) = (rows as _, class_norms as _);
     }
-    with_optional_pointer(out.features, stream, |dx| {
-        with_optional_pointer(out.weight, stream, |dw| {
-            (call.arguments.dx, call.arguments.dw) = (dx as _, dw as _);
-            let workspace = base + plan.workspace as u64;
-            let chunk = chunk_arguments(&call.arguments, &call.sizes, &plan.chunk, workspace, arrivals);
-            let mut builder = call.stream.launch_builder(&function);
-            builder.arg(&call.arguments).arg(&chunk);
-            let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(plan.blocks)? };
-            // SAFETY: as for stream_forward; the whole grid is resident, as its barriers need.
-            unsafe { builder.launch_cooperative(config) }.w()?;
-            Ok(true)
-        })
+    with_gradients(out, stream, |dx, dw| {
+        call.set_gradients(dx, dw, out);
+        let workspace = base + plan.workspace as u64;
+        let chunk = chunk_arguments(&call.arguments, &call.sizes, &plan.chunk, workspace, arrivals);
+        let mut builder = call.stream.launch_builder(&function);
+        builder.arg(&call.arguments).arg(&chunk);
+        let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(plan.blocks)? };
+        // SAFETY: as for stream_forward; the whole grid is resident, as its barriers need.
+        unsafe { builder.launch_cooperative(config) }.w()?;
+        Ok(true)
     })
 }

@@ -99,3 +99,9 @@ fn statistics_merge_in_any_grouping() {
     let nan = [low, f64::NAN, f64::NAN, f64::NAN, low, 0.0, 0.0];
     assert!(merge(a, nan)[1].is_nan() && merge(nan, a)[1].is_nan());
 }
+
+#[test]
+fn limits_are_those_of_the_builder() {
+    use super::params::{MARGIN_LOSS_LARGEST, MARGIN_LOSS_OUT};
+    assert_eq!((MARGIN_LOSS_LARGEST, MARGIN_LOSS_OUT), (crate::options::LARGEST, crate::options::OUT));
+}

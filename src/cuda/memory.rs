@@ -9,6 +9,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop}
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
+use crate::problem::{Gradients, same_storage};
 
 /// A matrix whose elements lie side by side in each row: itself, or a copy.
 pub(super) fn by_rows(matrix: &Tensor) -> Result<Tensor> {
@@ -40,12 +41,29 @@ pub(super) fn pointer<'a>(
         DType::BF16 => of::<bf16>(storage, stream)?,
         DType::I64 => of::<i64>(storage, stream)?,
         DType::U32 => of::<u32>(storage, stream)?,
+        DType::U8 => of::<u8>(storage, stream)?,
         other => return Err(Error::Input(format!("the kernels take no tensor of {}", other.as_str()))),
     };
     Ok((base + (layout.start_offset() * storage.dtype().size_in_bytes()) as u64, guard))
 }
 
-pub(super) fn with_optional_pointer<R>(
+/// Lends `work` the addresses of the gradients to write, 0 for one that is not wanted: of two tensors, or of two places of one storage.
+pub(super) fn with_gradients<R>(
+    out: Gradients,
+    stream: &CudaStream,
+    work: impl FnOnce(u64, u64) -> Result<R>,
+) -> Result<R> {
+    match (out.features, out.weight) {
+        (Some(dx), Some(dw)) if same_storage(dx, dw) => with_pointer(dx, stream, |address| {
+            let (x, w) = (dx.layout().start_offset(), dw.layout().start_offset());
+            let from_x_to_w = (w as i64 - x as i64) * dx.dtype().size_in_bytes() as i64;
+            work(address, address.wrapping_add_signed(from_x_to_w))
+        }),
+        (dx, dw) => with_optional_pointer(dx, stream, |dx| with_optional_pointer(dw, stream, |dw| work(dx, dw))),
+    }
+}
+
+fn with_optional_pointer<R>(
     tensor: Option<&Tensor>,
     stream: &CudaStream,
     work: impl FnOnce(u64) -> Result<R>,
@@ -57,7 +75,7 @@ pub(super) fn with_optional_pointer<R>(
 }
 
 /// Lends `work` the address of a contiguous tensor's first element, to be written.
-pub(super) fn with_pointer<R>(tensor: &Tensor, stream: &CudaStream, work: impl FnOnce(u64) -> Result<R>) -> Result<R> {
+fn with_pointer<R>(tensor: &Tensor, stream: &CudaStream, work: impl FnOnce(u64) -> Result<R>) -> Result<R> {
     let mut result = None;
     let write = |address: u64| result = Some(work(address));
     tensor.inplace_op1(&Write { stream, work: RefCell::new(Some(Box::new(write))) })?;

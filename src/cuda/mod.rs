@@ -44,17 +44,10 @@ use states::StatesLayout;
 use stream_backward::stream_backward;
 use stream_forward::stream_forward;
 
-/// New gradient tensors, each where it is wanted. What is in them is unspecified until a pass has written them.
-pub(crate) fn new_gradients(
-    problem: &Problem,
-    features: bool,
-    weight: bool,
-) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    let new = |wanted: bool, like: &Tensor| {
-        // SAFETY: every element is written by the backward pass before the tensor is handed out.
-        wanted.then(|| unsafe { Tensor::empty(like.dims(), like.dtype(), like.device()) }).transpose()
-    };
-    Ok((new(features, problem.features)?, new(weight, problem.weight)?))
+/// A new tensor for the gradient of `like`, of `dtype`. What is in it is unspecified until a pass has written it.
+pub(crate) fn new_gradient(like: &Tensor, dtype: DType) -> Result<Tensor> {
+    // SAFETY: every element is written by the backward pass before the tensor is handed out.
+    Ok(unsafe { Tensor::empty(like.dims(), dtype, like.device())? })
 }
 
 /// The rows' losses and, where `out` wants them, the gradients of their reduction.
@@ -65,16 +58,21 @@ pub(crate) fn forward(problem: &Problem, tables: &TablePool, out: Gradients) -> 
     }
 }
 
-/// The gradients for `upstream` (N), one ∂L/∂ℓ a row.
+/// The gradients for `upstream` (N), one a row: ∂L/∂ℓ_i, or where `reduced` what the reduction has still to be applied to.
 pub(crate) fn backward(
     problem: &Problem,
     tables: &TablePool,
     states: &States,
     upstream: &Tensor,
+    reduced: bool,
     out: Gradients,
 ) -> Result<()> {
     if problem.n == 0 {
         return zero_gradients(out);
+    }
+    if !states.complete {
+        let (_, states) = forward(problem, tables, Gradients::default())?;
+        return backward(problem, tables, &states, upstream, reduced, out);
     }
     let upstream = upstream.to_dtype(problem.accumulation_dtype())?.contiguous()?;
     with_call(problem, tables, |call| {
@@ -87,6 +85,9 @@ pub(crate) fn backward(
         let (base, _states) = states.memory.device_ptr(call.stream);
         call.arguments.upstream = upstream as _;
         layout.point_at(base, &mut call.arguments);
+        if !reduced {
+            call.arguments.factor = call.one as _;
+        }
         stream_backward(call, out)
     })
 }
@@ -103,16 +104,22 @@ fn typed_forward<T: Accumulator>(
         if n == 0 {
             zero_gradients(out)?;
             let outputs = Outputs::<T>::new(problem, device, true)?;
-            return Ok((outputs.wrap(problem, device), States { memory: device.alloc_zeros(layout.end)? }));
+            return Ok((
+                outputs.wrap(problem, device),
+                States { memory: device.alloc_zeros(layout.end)?, complete: true },
+            ));
         }
         let mut outputs = Outputs::<T>::new(problem, device, false)?;
         // SAFETY: the forward pass writes every state and norm before anything reads them.
         let mut memory = unsafe { device.alloc::<u8>(layout.end)? };
+        let mut complete = true;
         {
             let (base, _memory) = memory.device_ptr_mut(stream);
             let _outputs = outputs.point_at(&mut call.arguments, stream);
             layout.point_at(base, &mut call.arguments);
-            if !fused_step(call, out)? {
+            if fused_step(call, out)? {
+                complete = call.arguments.on_chip == 0;
+            } else {
                 stream_forward(call)?;
                 stream_backward(call, out)?;
             }
@@ -124,7 +131,7 @@ fn typed_forward<T: Accumulator>(
                 return Err(problem.bad_row(bad as usize - 1)?);
             }
         }
-        Ok((outputs.wrap(problem, device), States { memory }))
+        Ok((outputs.wrap(problem, device), States { memory, complete }))
     })
 }
 

@@ -10,6 +10,8 @@ use super::plan::align;
 #[derive(Debug)]
 pub(crate) struct States {
     pub(super) memory: CudaSlice<u8>,
+    /// Whether the rows' states and the norms are in it: one block that made a whole step kept them on chip.
+    pub(super) complete: bool,
 }
 
 /// Where the parts of [`States`] begin, in bytes.

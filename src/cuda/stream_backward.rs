@@ -5,7 +5,7 @@ use cudarc::driver::{DevicePtrMut, LaunchConfig, PushKernelArg};
 
 use super::call::{Call, chunk_arguments};
 use super::device::{Module, allow_shared, config};
-use super::memory::{counters, with_optional_pointer};
+use super::memory::{counters, with_gradients};
 use super::plan::{Alone, Backward, Chunk, TILE};
 use crate::error::Result;
 use crate::problem::Gradients;
@@ -31,18 +31,16 @@ fn alone(call: &mut Call, out: Gradients) -> Result<bool> {
         return Ok(false);
     }
     let stream = call.stream;
-    with_optional_pointer(out.features, stream, |dx| {
-        with_optional_pointer(out.weight, stream, |dw| {
-            (call.arguments.dx, call.arguments.dw) = (dx as _, dw as _);
-            // g is on chip, and addresses from 0 on; nothing is split.
-            let chunk = chunk_arguments(&call.arguments, &call.sizes, &plan.chunk, plan.workspace as u64, 0);
-            let mut builder = call.stream.launch_builder(&function);
-            builder.arg(&call.arguments).arg(&chunk);
-            let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(1)? };
-            // SAFETY: as for stream_forward; the shared memory is as large as the plan says.
-            unsafe { builder.launch(config) }.w()?;
-            Ok(true)
-        })
+    with_gradients(out, stream, |dx, dw| {
+        call.set_gradients(dx, dw, out);
+        // g is on chip, and addresses from 0 on; nothing is split.
+        let chunk = chunk_arguments(&call.arguments, &call.sizes, &plan.chunk, plan.workspace as u64, 0);
+        let mut builder = call.stream.launch_builder(&function);
+        builder.arg(&call.arguments).arg(&chunk);
+        let config = LaunchConfig { shared_mem_bytes: plan.shared as u32, ..config(1)? };
+        // SAFETY: as for stream_forward; the shared memory is as large as the plan says.
+        unsafe { builder.launch(config) }.w()?;
+        Ok(true)
     })
 }
 
@@ -56,11 +54,9 @@ fn by_chunks(call: &mut Call, out: Gradients) -> Result<()> {
     // SAFETY: each chunk writes its g, dots and sums before it reads them.
     let mut workspace = unsafe { call.device.alloc::<u8>(plan.bytes())? };
     let (base, _workspace) = workspace.device_ptr_mut(stream);
-    with_optional_pointer(out.features, stream, |dx| {
-        with_optional_pointer(out.weight, stream, |dw| {
-            (call.arguments.dx, call.arguments.dw) = (dx as _, dw as _);
-            plan.chunks.iter().try_for_each(|chunk| launch_chunk(call, chunk, base))
-        })
+    with_gradients(out, stream, |dx, dw| {
+        call.set_gradients(dx, dw, out);
+        plan.chunks.iter().try_for_each(|chunk| launch_chunk(call, chunk, base))
     })
 }
 

@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::DeviceId;
+use candle_core::cuda_backend::{DeviceId, WrapErr};
 use cudarc::driver::CudaSlice;
 
 use crate::error::Result;
 use crate::options::Params;
 
 /// A loss's tables on the devices it has been used on: uploaded once for each.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct TablePool(Mutex<Vec<(DeviceId, Arc<Tables>)>>);
 
 /// (C) each, f64. A prior or weights that are the same for every class are left out.
@@ -20,6 +20,8 @@ pub(super) struct Tables {
     pub additive: CudaSlice<f64>,
     pub prior: Option<CudaSlice<f64>>,
     pub weights: Option<CudaSlice<f64>>,
+    /// 1: the factor of a reduction that is not applied
+    pub one: CudaSlice<f64>,
 }
 
 impl TablePool {
@@ -36,7 +38,10 @@ impl TablePool {
             additive: upload(&params.additive)?,
             prior: unless(&params.log_prior, 0.0)?,
             weights: unless(&params.weights, 1.0)?,
+            one: upload(&[1.0])?,
         });
+        // Other threads take them as they are, on streams of their own.
+        device.cuda_stream().synchronize().w()?;
         all.push((device.id(), tables.clone()));
         Ok(tables)
     }
