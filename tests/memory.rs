@@ -95,6 +95,21 @@ fn peak_memory_is_the_budget() -> Result<()> {
         })?;
         assert!(used < 16 * MIB, "{used} bytes with W frozen, {} of them its gradient's size", 4 * c * d);
     }
+    // Several losses before one backward: each holds dX and dW, or where it recomputes them O(N).
+    let (n, c, d) = (8, 2000, 500);
+    let Setup { x, w, y } = setup(n, c, d, DType::F32)?;
+    let w = Var::from_tensor(&w)?;
+    for recompute in [true, false] {
+        let loss = MarginLoss::builder(c).recompute_gradients(recompute).build()?;
+        drop(loss.forward(&x, &w, &y)?); // the workspace is there
+        let before = ALLOCATOR.current_usage();
+        let losses = (0..8).map(|_| loss.forward(&x, &w, &y)).collect::<candle_core::Result<Vec<_>>>()?;
+        let held = ALLOCATOR.current_usage() - before;
+        let gradients = 8 * 4 * c * d;
+        assert!(if recompute { held < 64 * 1024 } else { held >= gradients }, "{held} bytes, recomputing: {recompute}");
+        let sum = losses.iter().skip(1).try_fold(losses[0].clone(), |sum, loss| sum + loss)?;
+        assert!(sum.backward()?.get(&w).is_some());
+    }
     println!("{}", report.join("\n"));
     Ok(())
 }

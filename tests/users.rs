@@ -103,34 +103,6 @@ fn recomputed_gradients() -> Result<()> {
     Ok(())
 }
 
-/// Several losses before one backward: each holds dX and dW, or O(N).
-#[test]
-fn a_loss_that_recomputes_holds_no_gradient() -> Result<()> {
-    if on_cuda() {
-        println!("SKIPPED on CUDA: the test counts the host's memory");
-        return Ok(());
-    }
-    let (n, c, d) = (8, 2000, 500); // W: 4 MB
-    let inputs = Inputs::random(n, c, d, false, 3)?.to(DType::F32)?;
-    let w = Var::from_tensor(&inputs.w)?;
-    for (recompute, most) in [(true, 6_000_000), (false, usize::MAX)] {
-        let loss = MarginLoss::builder(c).recompute_gradients(recompute).build()?;
-        drop(loss.forward(&inputs.x, &w, &inputs.y)?); // the workspace is there
-        let before = PEAK.current_usage();
-        let losses: Vec<Tensor> =
-            (0..8).map(|_| loss.forward(&inputs.x, &w, &inputs.y)).collect::<candle_core::Result<_>>()?;
-        let held = PEAK.current_usage() - before;
-        assert!(held <= most, "{held} bytes held, recomputing: {recompute}");
-        assert!(recompute || held >= 8 * 4 * c * d, "dW is held otherwise: {held} bytes");
-        let sum = losses.iter().skip(1).try_fold(losses[0].clone(), |sum, loss| sum + loss)?;
-        assert!(sum.backward()?.get(&w).is_some());
-    }
-    Ok(())
-}
-
-#[global_allocator]
-static PEAK: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
-
 /// `per_sample` is on the tape, whatever the reduction: its gradients are those of [`Reduction::None`].
 #[test]
 fn per_sample_losses_have_gradients() -> Result<()> {
