@@ -83,7 +83,7 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
     }
     decoder.body(body)?;
     decoder.resolve()?;
-    decoder.push(None, Arc::new(control::Exit), 0);
+    decoder.push(None, control::exit(), 0);
     let Decoder { mut kernel, names, touches, .. } = decoder;
     (kernel.registers, kernel.constants) = names.into_registers();
     (kernel.granule, kernel.sequential) = (touches.get().granule, touches.get().sequential);
@@ -153,12 +153,12 @@ impl<'s> Decoder<'s> {
 
     /// Points the branch at `at` at an instruction.
     fn aim(&mut self, at: usize, target: u32) {
-        self.kernel.code[at].code = Arc::new(control::Branch { target });
+        self.kernel.code[at].code = control::branch(target);
     }
 
     /// A branch whose target is not known yet; gives its place.
     fn branch(&mut self, guard: Option<Pred>, origin: u32) -> usize {
-        self.push(guard, Arc::new(control::Branch { target: 0 }), origin);
+        self.push(guard, control::branch(0), origin);
         self.kernel.code.len() - 1
     }
 
@@ -227,7 +227,7 @@ impl<'s> Decoder<'s> {
             "call" => return self.call(instruction, guard, origin),
             "ret" => {
                 if self.returns.is_empty() {
-                    self.push(guard, Arc::new(control::Exit), origin);
+                    self.push(guard, control::exit(), origin);
                     return Ok(());
                 }
                 let at = self.branch(guard, origin);
@@ -263,7 +263,7 @@ impl<'s> Decoder<'s> {
         let Some(body) = &callee.body else {
             // vprintf, assertions: what a device library would do is not modelled; a failed assertion stops the kernel.
             let fails = callee.name == "__assertfail";
-            let code: Arc<dyn Execute> = if fails { Arc::new(control::Trap) } else { Arc::new(control::Unknown) };
+            let code = if fails { control::trap() } else { Arc::new(control::Unknown) };
             self.push(guard, code, origin);
             return Ok(());
         };

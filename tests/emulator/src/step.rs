@@ -1,7 +1,5 @@
 //! What an instruction is to the interpreter: something that a group of lanes executes, with what it can reach while it does.
 
-use std::fmt::Debug;
-
 use crate::count::Counters;
 use crate::error::FaultKind;
 use crate::lanes::{L32, L64, Lanes};
@@ -12,7 +10,7 @@ use crate::shared::{MOST_TICKS, Shared};
 use crate::warp::{BarrierVote, Warp};
 
 /// A decoded instruction.
-pub(crate) trait Execute: Debug + Send + Sync {
+pub(crate) trait Execute: Send + Sync {
     /// Executes it for the active lanes, one at least.
     fn execute(&self, step: &mut Step) -> Done;
 
@@ -29,6 +27,12 @@ pub(crate) trait Execute: Debug + Send + Sync {
     /// Whether the interpreter knows what it does.
     fn is_known(&self) -> bool {
         true
+    }
+}
+
+impl std::fmt::Debug for dyn Execute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_known() { "instruction" } else { "unknown instruction" })
     }
 }
 

@@ -1,64 +1,35 @@
 //! Where a thread goes: branches, ends, traps; and hints, which do nothing. Labels, calls and returns are resolved when a kernel is decoded.
 
-use super::{Decoded, code};
+use std::sync::Arc;
+
+use super::{Act, Decoded, code};
 use crate::error::FaultKind;
 use crate::line::Line;
 use crate::step::{Done, Execute, Next, Step};
 
 pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
-        "exit" => code(Exit),
-        "trap" => code(Trap),
-        "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => code(Nothing),
+        "exit" => Some(exit()),
+        "trap" => Some(trap()),
+        "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => code(|_| ()),
         _ => None,
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Branch {
-    pub target: u32,
+pub(crate) fn branch(target: u32) -> Arc<dyn Execute> {
+    Arc::new(Act { act: move |_: &mut Step| Done::Ok(Next::Jump(target)), is_seen: false })
 }
 
-impl Execute for Branch {
-    fn execute(&self, _step: &mut Step) -> Done {
-        Ok(Next::Jump(self.target))
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Exit;
-
-impl Execute for Exit {
-    fn execute(&self, _step: &mut Step) -> Done {
-        Ok(Next::Exit)
-    }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
+pub(crate) fn exit() -> Arc<dyn Execute> {
+    Arc::new(Act { act: |_: &mut Step| Done::Ok(Next::Exit), is_seen: true })
 }
 
 /// `trap`, or a failed assertion.
-#[derive(Debug)]
-pub(crate) struct Trap;
-
-impl Execute for Trap {
-    fn execute(&self, step: &mut Step) -> Done {
-        Err(step.fault(FaultKind::Trap))
-    }
-}
-
-#[derive(Debug)]
-struct Nothing;
-
-impl Execute for Nothing {
-    fn execute(&self, _step: &mut Step) -> Done {
-        Ok(Next::On)
-    }
+pub(crate) fn trap() -> Arc<dyn Execute> {
+    Arc::new(Act { act: |step: &mut Step| Done::Err(step.fault(FaultKind::Trap)), is_seen: false })
 }
 
 /// What is not known is a fault of the launch that reaches it, not of the module that contains it.
-#[derive(Debug)]
 pub(crate) struct Unknown;
 
 impl Execute for Unknown {

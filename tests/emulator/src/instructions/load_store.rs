@@ -1,6 +1,8 @@
 //! Loads and stores, of every space.
 
-use super::{Decoded, code};
+use std::sync::Arc;
+
+use super::Decoded;
 use crate::error::FaultKind;
 use crate::lanes::{L64, LANES, Lanes};
 use crate::line::Line;
@@ -14,12 +16,12 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "ld" | "ldu" => {
             let (place, ty, order) = (line.place(1, line.space())?, line.ty()?, line.order());
             line.touches(place.space, ty.size(), order);
-            code(Load { place, ty, dst: line.dsts(0)?, order })
+            Some(Arc::new(Load { place, ty, dst: line.dsts(0)?, order }))
         }
         "st" => {
             let (place, ty, order) = (line.place(0, line.space())?, line.ty()?, line.order());
             line.touches(place.space, ty.size(), order);
-            code(Store { place, size: ty.size(), src: line.srcs(1, ty)?, order })
+            Some(Arc::new(Store { place, size: ty.size(), src: line.srcs(1, ty)?, order }))
         }
         _ => None,
     }
@@ -42,7 +44,6 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
-#[derive(Debug)]
 struct Load {
     place: Place,
     ty: Type,
@@ -157,7 +158,6 @@ impl Execute for Load {
     }
 }
 
-#[derive(Debug)]
 struct Store {
     place: Place,
     size: usize,

@@ -3,11 +3,11 @@
 use half::f16;
 use pulp::Arch;
 
-use super::{Decoded, code};
+use super::{Decoded, code, seen};
 use crate::lanes::{L32, L64, LANES};
 use crate::line::Line;
 use crate::operand::{Dst, Place, Src, resolve};
-use crate::step::{Done, Execute, Next, Step, at, check_aligned};
+use crate::step::{Done, Next, Step, at, check_aligned};
 use crate::syntax::Type;
 
 pub(super) fn decode(line: &Line) -> Decoded {
@@ -15,7 +15,8 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "mma" => mma(line),
         "ldmatrix" if line.has("m8n8") && line.has("b16") => {
             let dst = line.dsts(0).filter(|dst| matches!(dst.len(), 1 | 2 | 4))?;
-            code(LoadMatrix { dst, place: line.place(1, line.space())?, transposed: line.has("trans") })
+            let (place, transposed) = (line.place(1, line.space())?, line.has("trans"));
+            seen(move |step| load_matrices(step, &dst, &place, transposed))
         }
         _ => None,
     }
@@ -34,7 +35,16 @@ fn mma(line: &Line) -> Decoded {
     if (shape, d, left) == ("m8n8k4", Type::F64, Type::F64) {
         let (a, b, c) = (line.srcs(1, left)?, line.srcs(2, left)?, line.srcs(3, left)?);
         let ([a], [b], [c0, c1], [d0, d1]) = (&a[..], &b[..], &c[..], &dst[..]) else { return None };
-        return code(MmaF64 { dst: [*d0, *d1], a: *a, b: *b, c: [*c0, *c1] });
+        let (a, b, c, dst) = (*a, *b, [*c0, *c1], [*d0, *d1]);
+        return code(move |step| {
+            step.whole_warp()?;
+            let c = c.map(|src| step.warp.get64(src));
+            let d = mma_f64(&step.warp.get64(a), &step.warp.get64(b), [&c[0], &c[1]]);
+            dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
+            step.run.counters.mma += 1;
+            step.run.counters.mma_flop += 2 * 8 * 8 * 4;
+            Ok(Next::On)
+        });
     }
     let element = match left {
         Type::F16 => Element::F16,
@@ -57,7 +67,18 @@ fn mma(line: &Line) -> Decoded {
     let bits = Type::Bits(4);
     let (a, b, c) = (line.srcs(1, bits)?, line.srcs(2, bits)?, line.srcs(3, d)?);
     let fits = (a.len(), b.len(), c.len()) == product.registers() && dst.len() == c.len();
-    if fits { code(Mma { product, dst, a, b, c }) } else { None }
+    if !fits {
+        return None;
+    }
+    code(move |step| {
+        step.whole_warp()?;
+        let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
+        let d = product.run(&registers(&a), &registers(&b), &registers(&c));
+        dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
+        step.run.counters.mma += 1;
+        step.run.counters.mma_flop += (2 * M * N * product.k) as u64;
+        Ok(Next::On)
+    })
 }
 
 /// What an `mma` multiplies and adds up. Rows of A are 16, or 8 in f64; columns of B are 8.
@@ -192,84 +213,27 @@ fn matrix_part(rows: &[[u8; 16]; 8], lane: usize, transposed: bool) -> u32 {
     }
 }
 
-#[derive(Debug)]
-struct Mma {
-    product: Product,
-    dst: Vec<Dst>,
-    a: Vec<Src>,
-    b: Vec<Src>,
-    c: Vec<Src>,
-}
-
-impl Execute for Mma {
-    fn execute(&self, step: &mut Step) -> Done {
-        step.whole_warp()?;
-        let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
-        let d = self.product.run(&registers(&self.a), &registers(&self.b), &registers(&self.c));
-        for (dst, value) in self.dst.iter().zip(&d) {
-            step.warp.put(*dst, step.active, value);
-        }
-        step.run.counters.mma += 1;
-        step.run.counters.mma_flop += 2 * 16 * 8 * self.product.k as u64;
-        Ok(Next::On)
-    }
-}
-
-#[derive(Debug)]
-struct MmaF64 {
-    dst: [Dst; 2],
-    a: Src,
-    b: Src,
-    c: [Src; 2],
-}
-
-impl Execute for MmaF64 {
-    fn execute(&self, step: &mut Step) -> Done {
-        step.whole_warp()?;
-        let c = self.c.map(|src| step.warp.get64(src));
-        let d = mma_f64(&step.warp.get64(self.a), &step.warp.get64(self.b), [&c[0], &c[1]]);
-        for (dst, value) in self.dst.iter().zip(&d) {
-            step.warp.put(*dst, step.active, value);
-        }
-        step.run.counters.mma += 1;
-        step.run.counters.mma_flop += 2 * 8 * 8 * 4;
-        Ok(Next::On)
-    }
-}
-
-#[derive(Debug)]
-struct LoadMatrix {
-    dst: Vec<Dst>,
-    place: Place,
-    transposed: bool,
-}
-
-impl Execute for LoadMatrix {
-    fn execute(&self, step: &mut Step) -> Done {
-        step.whole_warp()?;
-        let addresses: L64 = step.warp.addresses(&self.place).map(|address| resolve(self.place.space, address).1);
-        let rows = u32::MAX >> (LANES - 8 * self.dst.len());
-        step.run.counters.matrix_access(rows, &addresses);
-        check_aligned(rows, &addresses, 16)?;
-        for (i, &dst) in self.dst.iter().enumerate() {
-            let mut matrix = [[0; 16]; 8];
-            for (row, bytes) in matrix.iter_mut().enumerate() {
-                let lane = 8 * i + row;
-                for half in 0..2 {
-                    let thread = step.warp.thread(lane, step.run.tick);
-                    let part = step.run.shared.load(addresses[lane] + 8 * half, 8, false, &thread).map_err(at(lane))?;
-                    bytes[8 * half as usize..][..8].copy_from_slice(&part.to_le_bytes());
-                }
+/// Four matrices, two or one, a row of which is at the address of each lane.
+fn load_matrices(step: &mut Step, dst: &[Dst], place: &Place, transposed: bool) -> Done {
+    step.whole_warp()?;
+    let addresses: L64 = step.warp.addresses(place).map(|address| resolve(place.space, address).1);
+    let rows = u32::MAX >> (LANES - 8 * dst.len());
+    step.run.counters.matrix_access(rows, &addresses);
+    check_aligned(rows, &addresses, 16)?;
+    for (i, &dst) in dst.iter().enumerate() {
+        let mut matrix = [[0; 16]; 8];
+        for (row, bytes) in matrix.iter_mut().enumerate() {
+            let lane = 8 * i + row;
+            for half in 0..2 {
+                let thread = step.warp.thread(lane, step.run.tick);
+                let part = step.run.shared.load(addresses[lane] + 8 * half, 8, false, &thread).map_err(at(lane))?;
+                bytes[8 * half as usize..][..8].copy_from_slice(&part.to_le_bytes());
             }
-            let value: L32 = std::array::from_fn(|lane| matrix_part(&matrix, lane, self.transposed));
-            step.warp.put(dst, u32::MAX, &value);
         }
-        Ok(Next::Seen)
+        let value: L32 = std::array::from_fn(|lane| matrix_part(&matrix, lane, transposed));
+        step.warp.put(dst, u32::MAX, &value);
     }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
+    Ok(Next::Seen)
 }
 
 /// Matrices are a whole warp's: `tests/tensor.rs` has them.

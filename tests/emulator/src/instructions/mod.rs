@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::line::Line;
-use crate::step::Execute;
+use crate::step::{Done, Execute, Next, Step};
 
 #[macro_use]
 mod lanewise;
@@ -28,9 +28,48 @@ mod rows;
 /// What a line decodes to; none if it is another family's, or not known.
 type Decoded = Option<Arc<dyn Execute>>;
 
-/// A decoded instruction.
-fn code(instruction: impl Execute + 'static) -> Decoded {
-    Some(Arc::new(instruction))
+/// An instruction that is what a function does.
+struct Act<F> {
+    act: F,
+    is_seen: bool,
+}
+
+impl<R: Outcome, F: Fn(&mut Step) -> R + Send + Sync> Execute for Act<F> {
+    #[inline]
+    fn execute(&self, step: &mut Step) -> Done {
+        (self.act)(step).done()
+    }
+
+    fn is_seen(&self) -> bool {
+        self.is_seen
+    }
+}
+
+/// What a function of an instruction may give: nothing, where its group always goes on.
+trait Outcome {
+    fn done(self) -> Done;
+}
+
+impl Outcome for () {
+    fn done(self) -> Done {
+        Ok(Next::On)
+    }
+}
+
+impl Outcome for Done {
+    fn done(self) -> Done {
+        self
+    }
+}
+
+/// An instruction that only its own lanes know of.
+fn code<R: Outcome>(act: impl Fn(&mut Step) -> R + Send + Sync + 'static) -> Decoded {
+    Some(Arc::new(Act { act, is_seen: false }))
+}
+
+/// An instruction that others may see, or that waits for them.
+fn seen(act: impl Fn(&mut Step) -> Done + Send + Sync + 'static) -> Decoded {
+    Some(Arc::new(Act { act, is_seen: true }))
 }
 
 struct Family {
