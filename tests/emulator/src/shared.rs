@@ -38,6 +38,20 @@ struct Granule {
     coming: bool,
 }
 
+impl Granule {
+    /// Whether there is something to read.
+    #[inline]
+    fn check(&self, address: u64) -> Access<()> {
+        if self.coming {
+            Err(FaultKind::InFlight { address })
+        } else if !self.written {
+            Err(FaultKind::Uninitialised { space: "shared", address })
+        } else {
+            Ok(())
+        }
+    }
+}
+
 /// A thread that accesses shared memory, and what it knows of the others.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Thread<'k> {
@@ -108,12 +122,7 @@ impl Shared {
     pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Thread) -> Access<u64> {
         let start = self.at(address, size)?;
         for granule in self.granules(start, size) {
-            if granule.coming {
-                return Err(FaultKind::InFlight { address });
-            }
-            if !granule.written {
-                return Err(FaultKind::Uninitialised { space: "shared", address });
-            }
+            granule.check(address)?;
             if let Some(other) = by.conflict(granule.writer)
                 && !(strong && granule.atomic)
             {
@@ -164,12 +173,7 @@ impl Shared {
     ) -> Access<u64> {
         let start = self.at(address, size)?;
         for granule in self.granules(start, size) {
-            if granule.coming {
-                return Err(FaultKind::InFlight { address });
-            }
-            if !granule.written {
-                return Err(FaultKind::Uninitialised { space: "shared", address });
-            }
+            granule.check(address)?;
             let writer = if granule.atomic { None } else { by.conflict(granule.writer) };
             let reader = if swap { None } else { by.conflict(granule.reader) };
             if let Some(other) = writer.or(reader) {

@@ -353,6 +353,20 @@ pub(crate) fn unsupported(name: &str) {
     }
 }
 
+/// Defines entry points of a library: each returns its status, which `$by` makes of what the body comes to.
+macro_rules! entries {
+    ($by:ident: $(fn $name:ident($($arg:ident: $t:ty),*) |$device:ident| $body:block)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`.")]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $t),*) -> u32 {
+            // SAFETY: each body touches what its caller's pointers point to by the contract of the function of this name
+            #[allow(unused_unsafe)]
+            $by(stringify!($name), |$device| unsafe { $body })
+        }
+    )*};
+}
+pub(crate) use entries;
+
 /// Writes a result through a pointer of the caller.
 ///
 /// # Safety

@@ -138,16 +138,17 @@ pub(super) fn finished(op: Op<u32>, dst: Dst, src: [Src; 3], finish: Option<Fini
 }
 
 fn plain<T: Word>(op: Op<T>, dst: Dst, src: [Src; 3]) -> Decoded {
+    // Mostly its operands are where they can be read without a copy.
+    if let [Some(a), Some(b), Some(c)] = src.map(T::register) {
+        return code(move |step| {
+            let bank = T::bank(step.warp);
+            let value = op(&bank[a as usize], &bank[b as usize], &bank[c as usize]);
+            step.warp.put(dst, step.active, &value);
+        });
+    }
     code(move |step| {
-        let warp = &mut *step.warp;
-        let value = match src.map(T::register) {
-            [Some(a), Some(b), Some(c)] => {
-                let bank = T::bank(warp);
-                op(&bank[a as usize], &bank[b as usize], &bank[c as usize])
-            }
-            _ => op(&warp.get(src[0]), &warp.get(src[1]), &warp.get(src[2])),
-        };
-        warp.put(dst, step.active, &value);
+        let [a, b, c] = src.map(|src| step.warp.get(src));
+        step.warp.put(dst, step.active, &op(&a, &b, &c));
     })
 }
 

@@ -95,6 +95,7 @@ impl Load {
     }
 
     /// What the lanes read at an offset from their addresses.
+    #[inline]
     fn read_all(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<L64, LaneFault> {
         if self.order == Order::Weak && self.place.space == Some(Space::Global) {
             let lanes = Lanes(step.active);

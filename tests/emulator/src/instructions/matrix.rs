@@ -72,8 +72,12 @@ fn mma(line: &Line) -> Decoded {
     }
     code(move |step| {
         step.whole_warp()?;
-        let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
-        let d = product.run(&registers(&a), &registers(&b), &registers(&c));
+        let registers = |src: &[Src]| {
+            let mut values = [[0; LANES]; 4];
+            values.iter_mut().zip(src).for_each(|(value, &src)| *value = step.warp.get32(src));
+            values
+        };
+        let d = product.run(&registers(&a)[..a.len()], &registers(&b)[..b.len()], &registers(&c));
         dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
         step.run.counters.mma += 1;
         step.run.counters.mma_flop += (2 * M * N * product.k) as u64;
@@ -110,27 +114,40 @@ impl Product {
     }
 
     /// D = A·B + C. Products are exact, and added to C in the order of k in f32; the hardware's order and its inner roundings are not documented.
-    fn run(self, a: &[L32], b: &[L32], c: &[L32]) -> [L32; 4] {
-        let (mut left, mut right) = ([[0f32; MOST_K]; M], [[0f32; N]; MOST_K]);
-        let each = if self.element == Element::Tf32 { 1 } else { 2 };
-        let value = |register: u32, part: usize| match self.element {
-            Element::F16 => f16::from_bits((register >> (16 * part)) as u16).to_f32(),
-            Element::Bf16 => f32::from_bits(register >> (16 * part) << 16),
-            // The low 13 bits are not part of a tf32.
-            Element::Tf32 => f32::from_bits(register & !0x1fff),
-        };
-        // A lane's group is its row of A and its column of B; its rank in the group tells the columns, or rows.
-        for lane in 0..LANES {
-            let (group, rank) = (lane / 4, lane % 4);
-            for (i, register) in a.iter().enumerate() {
-                for part in 0..each {
-                    left[group + 8 * (i % 2)][each * rank + part + 4 * each * (i / 2)] = value(register[lane], part);
-                }
+    fn run(self, a: &[L32], b: &[L32], c: &[L32; 4]) -> [L32; 4] {
+        match self.element {
+            Element::F16 => {
+                self.run_with::<2>(a, b, c, |register, part| f16::from_bits((register >> (16 * part)) as u16).to_f32())
             }
-            for (i, register) in b.iter().enumerate() {
-                for part in 0..each {
-                    right[each * rank + part + 4 * each * i][group] = value(register[lane], part);
-                }
+            Element::Bf16 => {
+                self.run_with::<2>(a, b, c, |register, part| f32::from_bits(register >> (16 * part) << 16))
+            }
+            // The low 13 bits are not part of a tf32.
+            Element::Tf32 => self.run_with::<1>(a, b, c, |register, _| f32::from_bits(register & !0x1fff)),
+        }
+    }
+
+    /// The same, of elements `EACH` a register.
+    #[inline(always)]
+    fn run_with<const EACH: usize>(
+        self,
+        a: &[L32],
+        b: &[L32],
+        c: &[L32; 4],
+        value: impl Fn(u32, usize) -> f32,
+    ) -> [L32; 4] {
+        let (mut left, mut right) = ([[0f32; MOST_K]; M], [[0f32; N]; MOST_K]);
+        // Four lanes are a group, which has a row of A and a column of B; a lane's rank in its group tells the columns, or rows.
+        for (i, register) in a.iter().enumerate() {
+            for (group, lanes) in register.as_chunks::<4>().0.iter().enumerate() {
+                let row = &mut left[group + 8 * (i % 2)][4 * EACH * (i / 2)..][..4 * EACH];
+                (0..4 * EACH).for_each(|j| row[j] = value(lanes[j / EACH], j % EACH));
+            }
+        }
+        for (i, register) in b.iter().enumerate() {
+            for (group, lanes) in register.as_chunks::<4>().0.iter().enumerate() {
+                let rows = &mut right[4 * EACH * i..][..4 * EACH];
+                (0..4 * EACH).for_each(|j| rows[j][group] = value(lanes[j / EACH], j % EACH));
             }
         }
         let mut sums = [[0f32; N]; M];
