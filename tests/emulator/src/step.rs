@@ -165,10 +165,13 @@ impl Step<'_, '_> {
         Ok(Next::On)
     }
 
-    /// Instructions on matrices are the whole warp's.
-    pub fn whole_warp(&self) -> Result<(), LaneFault> {
+    /// Whether the whole warp is here, as instructions on matrices want it; if not, the group waits for the rest.
+    pub fn whole_warp(&mut self) -> Done {
         if self.active == u32::MAX {
-            return Ok(());
+            return Ok(Next::On);
+        }
+        if self.mask == self.active && self.warp.live() == u32::MAX {
+            return Ok(Next::Gather);
         }
         let text = format!("all 32 lanes must execute it together, {:#010x} do", self.active);
         Err(self.fault(FaultKind::Barrier(text)))

@@ -22,6 +22,17 @@ pub(super) fn decode(line: &Line) -> Decoded {
     }
 }
 
+/// What all lanes do once all are here.
+fn whole_warp(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
+    code(move |step| {
+        let next = step.whole_warp()?;
+        if let Next::On = next {
+            act(step);
+        }
+        Ok(next)
+    })
+}
+
 fn mma(line: &Line) -> Decoded {
     let modifiers = &line.modifiers;
     if !modifiers.starts_with(&["sync", "aligned"]) || !modifiers.windows(2).any(|w| w == ["row", "col"]) {
@@ -36,14 +47,12 @@ fn mma(line: &Line) -> Decoded {
         let (a, b, c) = (line.srcs(1, left)?, line.srcs(2, left)?, line.srcs(3, left)?);
         let ([a], [b], [c0, c1], [d0, d1]) = (&a[..], &b[..], &c[..], &dst[..]) else { return None };
         let (a, b, c, dst) = (*a, *b, [*c0, *c1], [*d0, *d1]);
-        return code(move |step| {
-            step.whole_warp()?;
+        return whole_warp(move |step| {
             let c = c.map(|src| step.warp.get64(src));
             let d = mma_f64(&step.warp.get64(a), &step.warp.get64(b), [&c[0], &c[1]]);
             dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
             step.run.counters.mma += 1;
             step.run.counters.mma_flop += 2 * 8 * 8 * 4;
-            Ok(Next::On)
         });
     }
     let element = match left {
@@ -70,8 +79,7 @@ fn mma(line: &Line) -> Decoded {
     if !fits {
         return None;
     }
-    code(move |step| {
-        step.whole_warp()?;
+    whole_warp(move |step| {
         let registers = |src: &[Src]| {
             let mut values = [[0; LANES]; 4];
             values.iter_mut().zip(src).for_each(|(value, &src)| *value = step.warp.get32(src));
@@ -81,7 +89,6 @@ fn mma(line: &Line) -> Decoded {
         dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
         step.run.counters.mma += 1;
         step.run.counters.mma_flop += (2 * M * N * product.k) as u64;
-        Ok(Next::On)
     })
 }
 
@@ -232,7 +239,9 @@ fn matrix_part(rows: &[[u8; 16]; 8], lane: usize, transposed: bool) -> u32 {
 
 /// Four matrices, two or one, a row of which is at the address of each lane.
 fn load_matrices(step: &mut Step, dst: &[Dst], place: &Place, transposed: bool) -> Done {
-    step.whole_warp()?;
+    if let Next::Gather = step.whole_warp()? {
+        return Ok(Next::Gather);
+    }
     let addresses: L64 = step.warp.addresses(place).map(|address| resolve(place.space, address).1);
     let rows = u32::MAX >> (LANES - 8 * dst.len());
     step.run.counters.matrix_access(rows, &addresses);

@@ -1,0 +1,38 @@
+// What a device allows, though it looks odd, each beside a faulty twin: `..._ok` must run, the others must be reported.
+
+// Lanes part for a while, a loop of their own length, and all come to one ldmatrix, one mma: these wait for all lanes of the warp.
+__device__ unsigned wander(const float* a, int rounds) {
+    unsigned x = rounds;
+    for (int i = 0; i < (int)(threadIdx.x + rounds) % 5; ++i) x = x * 1664525u + __float_as_uint(a[x % 64]);
+    return x;
+}
+template <bool APART> __device__ void matrices(float* o, const float* a, int rounds) {
+    __shared__ __align__(16) unsigned s[128];
+    for (int i = threadIdx.x; i < 128; i += 32) s[i] = i;
+    __syncthreads();
+    unsigned sum = 0;
+    for (int r = 0; r < rounds; ++r) {
+        unsigned x = wander(a, r), v;
+        unsigned at = (unsigned)__cvta_generic_to_shared(s) + threadIdx.x % 8 * 16;
+        if (APART && threadIdx.x < 16) asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 %0, [%1];" : "=r"(v) : "r"(at));
+        else asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 %0, [%1];" : "=r"(v) : "r"(at));
+        sum += v + (x & 1);
+    }
+    o[threadIdx.x] = sum % 1000;
+}
+extern "C" __global__ void matrices_ok(float* o, const float* a, int rounds) { matrices<false>(o, a, rounds); }
+extern "C" __global__ void matrices_apart(float* o, const float* a, int rounds) { matrices<true>(o, a, rounds); }
+template <int LANES> __device__ void products(float* o, const float* a, int rounds) {
+    float d[4] = {0, 0, 0, 0};
+    unsigned ones = 0x3f803f80;
+    if (threadIdx.x >= LANES) return;
+    for (int r = 0; r < rounds; ++r) {
+        unsigned x = wander(a, r);
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%4,%4}, {%0,%1,%2,%3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(ones));
+        if (x == 77) d[0] += 1;
+    }
+    o[threadIdx.x] = d[0];
+}
+extern "C" __global__ void products_ok(float* o, const float* a, int rounds) { products<32>(o, a, rounds); }
+extern "C" __global__ void products_of_few(float* o, const float* a, int rounds) { products<20>(o, a, rounds); }

@@ -1,0 +1,53 @@
+//! What a device allows, though it looks odd: kernels that are right run, and their faulty twins are reported.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::ptx;
+use ptx_emulator::{Counters, Error, FaultKind, Gpu, LaunchConfig};
+
+/// Runs a kernel on o (256 floats of zeros), a (256 floats, 0, 1, …) and a number, on several seeds; gives what o is then.
+fn run(kernel: &str, config: LaunchConfig, number: i32, seed: u64) -> Option<Result<Vec<f32>, Error>> {
+    let gpu = Gpu { seed, ..Gpu::new(&ptx("silicon")?).unwrap() };
+    let o = gpu.upload(&[0f32; 256]);
+    let a = gpu.upload(&(0..256).map(|i| i as f32).collect::<Vec<_>>());
+    let all = [&o.to_le_bytes()[..], &a.to_le_bytes(), &number.to_le_bytes()];
+    let count = gpu.module.kernel(kernel).unwrap().parameters.len();
+    let ran: Result<Counters, Error> = gpu.launch(kernel, config, &all[..count]);
+    Some(ran.and_then(|_| gpu.download(o, 256)))
+}
+
+const SEEDS: std::ops::Range<u64> = 0..8;
+
+/// A kernel that must run, whatever the seed; gives what all seeds agree on.
+fn runs(kernel: &str, config: LaunchConfig, number: i32) -> Vec<f32> {
+    let mut found = Vec::new();
+    for seed in SEEDS {
+        let Some(ran) = run(kernel, config, number, seed) else { return found };
+        let o = ran.unwrap_or_else(|error| panic!("{kernel}, seed {seed}: {error}"));
+        assert!(found.is_empty() || found == o, "{kernel}, seed {seed}");
+        found = o;
+    }
+    found
+}
+
+/// A kernel that must be reported, whatever the seed, as a fault of a kind.
+fn reported(kernel: &str, config: LaunchConfig, number: i32, kind: fn(&FaultKind) -> bool) {
+    for seed in SEEDS {
+        match run(kernel, config, number, seed) {
+            None => return,
+            Some(Err(Error::Fault(fault))) if kind(&fault.kind) => println!("{fault}"),
+            Some(other) => panic!("{kernel}, seed {seed}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn matrix_instructions_wait_for_lanes_on_their_way() {
+    let warp = LaunchConfig::line(1, 32);
+    runs("matrices_ok", warp, 50);
+    reported("matrices_apart", warp, 50, |kind| matches!(kind, FaultKind::Deadlock(_)));
+    let o = runs("products_ok", warp, 50);
+    assert!(o.is_empty() || o[..32] == [800.0; 32]);
+    reported("products_of_few", warp, 50, |kind| matches!(kind, FaultKind::Barrier(_)));
+}
