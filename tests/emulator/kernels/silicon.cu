@@ -36,3 +36,17 @@ template <int LANES> __device__ void products(float* o, const float* a, int roun
 }
 extern "C" __global__ void products_ok(float* o, const float* a, int rounds) { products<32>(o, a, rounds); }
 extern "C" __global__ void products_of_few(float* o, const float* a, int rounds) { products<20>(o, a, rounds); }
+
+// Threads that exit release a barrier of all threads; they order nothing, and a barrier of a number waits for that number.
+template <bool FIRST, bool COUNTED> __device__ void exited(float* o, const float* a) {
+    __shared__ float s[64];
+    s[threadIdx.x] = a[threadIdx.x];
+    if (FIRST) __syncthreads();
+    if (threadIdx.x >= 32) return;
+    if (COUNTED) asm volatile("bar.sync 0, 64;" ::: "memory");
+    else __syncthreads();
+    o[threadIdx.x] = s[threadIdx.x + 32];
+}
+extern "C" __global__ void exited_ok(float* o, const float* a) { exited<true, false>(o, a); }
+extern "C" __global__ void exited_unordered(float* o, const float* a) { exited<false, false>(o, a); }
+extern "C" __global__ void exited_counted(float* o, const float* a) { exited<true, true>(o, a); }

@@ -12,7 +12,7 @@ use crate::operand::{Constant, LaneMask, Special, Src};
 use crate::order::{Clock, Knowledge, join};
 use crate::shared::Shared;
 use crate::step::{LaneFault, Next, Run, Step, World};
-use crate::warp::{BarrierVote, Doubt, Group, Reduced, Wait, Warp};
+use crate::warp::{Arrival, BarrierVote, Doubt, Group, Reduced, Wait, Warp};
 
 /// What a launch is.
 #[derive(Debug, Clone)]
@@ -45,12 +45,13 @@ pub(crate) struct Block<'g> {
     ready: u32,
     /// The version of memory that its waiting warps know
     version: u64,
-    threads: u32,
-    arrivals: Vec<Arrival>,
+    /// Threads that have not exited
+    live: u32,
+    arrived: Vec<Arrived>,
 }
 
 /// A warp that has arrived at a barrier where it does not wait, and what it knew.
-struct Arrival {
+struct Arrived {
     id: u32,
     lanes: u32,
     known: Vec<u32>,
@@ -71,16 +72,9 @@ pub(crate) enum Turn {
 enum Outcome {
     Seen,
     Blocked,
-    Barrier {
-        id: u32,
-        wanted: Option<u32>,
-    },
-    /// It has arrived at a barrier, and does not wait there
-    Arrival {
-        id: u32,
-        wanted: Option<u32>,
-        lanes: u32,
-    },
+    Barrier(Arrival),
+    /// So many lanes have arrived at a barrier, and do not wait there
+    Arrived(Arrival, u32),
 }
 
 /// xorshift64*
@@ -226,8 +220,8 @@ impl<'g> Block<'g> {
             random: Random((grid.seed ^ u64::from(flat).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1),
             ready: everyone(count),
             version: 0,
-            threads,
-            arrivals: Vec::new(),
+            live: threads,
+            arrived: Vec::new(),
         }
     }
 
@@ -261,11 +255,12 @@ impl<'g> Block<'g> {
         let mut left = self.ready;
         (0..nth).for_each(|_| left &= left - 1);
         let w = left.trailing_zeros() as usize;
+        let live = self.live;
         match self.run_warp(w, world).map_err(|(pc, fault)| self.fault(w, pc, fault))? {
             Outcome::Seen => {}
             Outcome::Blocked => self.ready &= !(1 << w),
-            Outcome::Barrier { id, wanted } => self.barrier(id, wanted),
-            Outcome::Arrival { id, wanted, lanes } => {
+            Outcome::Barrier(arrival) => self.barrier(arrival),
+            Outcome::Arrived(arrival, lanes) => {
                 // What it did until now is what those who wait will know of.
                 self.run.phase += 1;
                 let warp = &mut self.warps[w];
@@ -273,19 +268,26 @@ impl<'g> Block<'g> {
                 let (mut own, mut others) = (vec![0; warp.known.len()], Knowledge::default());
                 warp.clock.gather(&mut own, &mut others);
                 own[w] = self.run.phase;
-                self.arrivals.push(Arrival { id, lanes, known: warp.known.clone(), own, others });
-                self.barrier(id, wanted);
+                self.arrived.push(Arrived { id: arrival.id, lanes, known: warp.known.clone(), own, others });
+                self.barrier(arrival);
             }
+        }
+        if self.live < live {
+            // Those who are gone may be all that a barrier of all threads was waiting for.
+            let waits = self.warps.iter().flat_map(|warp| &warp.groups).map(|group| group.wait);
+            let held = |wait| if let Wait::Barrier(at @ Arrival { wanted: None, .. }) = wait { Some(at) } else { None };
+            let held: Vec<Arrival> = waits.filter_map(held).collect();
+            held.into_iter().for_each(|arrival| self.barrier(arrival));
         }
         Ok(Turn::Ran)
     }
 
-    /// Lets everyone go whom barrier `id` held, if all are there.
-    fn barrier(&mut self, id: u32, wanted: Option<u32>) {
-        let at_it = |group: &&Group| matches!(group.wait, Wait::Barrier(at, _) if at == id);
+    /// Lets everyone go whom a barrier held, if all are there.
+    fn barrier(&mut self, Arrival { id, wanted, .. }: Arrival) {
+        let at_it = |group: &&Group| matches!(group.wait, Wait::Barrier(at) if at.id == id);
         let waiting: u32 = self.warps.iter().flat_map(|w| &w.groups).filter(at_it).map(|g| g.mask.count_ones()).sum();
-        let arrived: u32 = self.arrivals.iter().filter(|a| a.id == id).map(|a| a.lanes).sum();
-        if waiting == 0 || waiting + arrived < wanted.unwrap_or(self.threads) {
+        let arrived: u32 = self.arrived.iter().filter(|a| a.id == id).map(|a| a.lanes).sum();
+        if waiting == 0 || waiting + arrived < wanted.unwrap_or(self.live) {
             return;
         }
         self.vote(id);
@@ -305,10 +307,10 @@ impl<'g> Block<'g> {
             most(&mut known, &self.warps[w].known);
             self.warps[w].clock.gather(&mut own, &mut others);
         }
-        for arrival in self.arrivals.extract_if(.., |arrival| arrival.id == id) {
-            most(&mut known, &arrival.known);
-            most(&mut own, &arrival.own);
-            join(&mut others, &arrival.others);
+        for arrived in self.arrived.extract_if(.., |arrived| arrived.id == id) {
+            most(&mut known, &arrived.known);
+            most(&mut own, &arrived.own);
+            join(&mut others, &arrived.others);
         }
         for &w in &members {
             (known[w], own[w]) = (run.tick, run.phase);
@@ -329,7 +331,7 @@ impl<'g> Block<'g> {
     fn vote(&mut self, id: u32) {
         let votes = |warp: &Warp| -> Vec<(u32, BarrierVote)> {
             let vote = |group: &Group| match group.wait {
-                Wait::Barrier(at, Some(vote)) if at == id => Some((group.mask, vote)),
+                Wait::Barrier(Arrival { id: at, vote, .. }) if at == id => Some((group.mask, vote?)),
                 _ => None,
             };
             warp.groups.iter().filter_map(vote).collect()
@@ -372,8 +374,8 @@ impl<'g> Block<'g> {
         } else {
             let there: u32 = barrier.iter().map(|(_, g)| g.mask.count_ones()).sum();
             FaultKind::Barrier(format!(
-                "{there} of the block's {} threads have reached it, and no other can",
-                self.threads
+                "{there} of the block's {} threads that are left have reached it, and no other can",
+                self.live
             ))
         };
         self.fault(w, group.pc, LaneFault { kind, lane: group.mask.trailing_zeros() as usize })
@@ -381,7 +383,7 @@ impl<'g> Block<'g> {
 
     /// Runs a warp until it has touched memory that others see, or waits, or ends.
     fn run_warp(&mut self, w: usize, world: &mut World) -> Result<Outcome, (u32, LaneFault)> {
-        let Self { grid, warps, run, random, .. } = self;
+        let Self { grid, warps, run, random, live, .. } = self;
         let (code, warp) = (&grid.kernel.code, &mut warps[w]);
         let runnable = |g: &Group| g.wait == Wait::No;
         loop {
@@ -447,6 +449,7 @@ impl<'g> Block<'g> {
                     Next::Exit => {
                         mask &= !active;
                         warp.groups[at].mask = mask;
+                        *live -= active.count_ones();
                         // Those who waited for the lanes that are gone look again.
                         for group in &mut warp.groups {
                             if group.wait == Wait::Lanes {
@@ -474,17 +477,17 @@ impl<'g> Block<'g> {
                         warp.settle(mask, pc + 1, Wait::Memory);
                         return Ok(Outcome::Seen);
                     }
-                    Next::Barrier { id, wanted, arrive: true, .. } => {
+                    Next::Arrive(arrival) => {
                         warp.groups.remove(at);
                         warp.settle(mask, pc + 1, Wait::No);
-                        return Ok(Outcome::Arrival { id, wanted, lanes: active.count_ones() });
+                        return Ok(Outcome::Arrived(arrival, active.count_ones()));
                     }
-                    Next::Barrier { id, wanted, vote, .. } => {
+                    Next::Barrier(arrival) => {
                         warp.groups.remove(at);
                         // Lanes whose guard is off go on.
                         warp.settle(mask & !active, pc + 1, Wait::No);
-                        warp.settle(active, pc, Wait::Barrier(id, vote));
-                        return Ok(Outcome::Barrier { id, wanted });
+                        warp.settle(active, pc, Wait::Barrier(arrival));
+                        return Ok(Outcome::Barrier(arrival));
                     }
                 }
                 if alone {

@@ -7,7 +7,7 @@ use crate::memory::View;
 use crate::operand::Place;
 use crate::order::Published;
 use crate::shared::{MOST_TICKS, Shared};
-use crate::warp::{BarrierVote, Warp};
+use crate::warp::{Arrival, Warp};
 
 /// A decoded instruction.
 pub(crate) trait Execute: Send + Sync {
@@ -69,14 +69,10 @@ pub(crate) enum Next {
     Sleep,
     /// Lanes name different masks: these go by themselves
     Split(u32),
-    /// The active lanes are at a barrier of `wanted` threads, or of all
-    Barrier {
-        id: u32,
-        wanted: Option<u32>,
-        /// They do not wait there
-        arrive: bool,
-        vote: Option<BarrierVote>,
-    },
+    /// The active lanes are at a barrier
+    Barrier(Arrival),
+    /// They have arrived at a barrier, and do not wait there
+    Arrive(Arrival),
 }
 
 /// What the blocks of a launch share, where they run in turn.

@@ -60,12 +60,20 @@ impl Word for u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
     No,
-    /// At a barrier of the block, with its vote
-    Barrier(u32, Option<BarrierVote>),
+    /// At a barrier of the block
+    Barrier(Arrival),
     /// For other lanes of the warp
     Lanes,
     /// For memory to change: it read the same value twice
     Memory,
+}
+
+/// How a barrier is waited for: by its number, for so many threads, or for all, with a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    pub id: u32,
+    pub wanted: Option<u32>,
+    pub vote: Option<BarrierVote>,
 }
 
 /// A vote of all threads of a barrier.

@@ -51,3 +51,14 @@ fn matrix_instructions_wait_for_lanes_on_their_way() {
     assert!(o.is_empty() || o[..32] == [800.0; 32]);
     reported("products_of_few", warp, 50, |kind| matches!(kind, FaultKind::Barrier(_)));
 }
+
+#[test]
+fn exited_threads_release_a_barrier() {
+    let block = LaunchConfig::line(1, 64);
+    let o = runs("exited_ok", block, 0);
+    assert!(o.iter().take(32).enumerate().all(|(i, &v)| v == (i + 32) as f32));
+    reported("exited_unordered", block, 0, |kind| {
+        matches!(kind, FaultKind::SharedRace { .. } | FaultKind::Uninitialised { .. })
+    });
+    reported("exited_counted", block, 0, |kind| matches!(kind, FaultKind::Barrier(_)));
+}

@@ -5,7 +5,7 @@ use crate::line::Line;
 use crate::operand::Src;
 use crate::step::Next;
 use crate::syntax::Type;
-use crate::warp::{BarrierVote, Reduced};
+use crate::warp::{Arrival, BarrierVote, Reduced};
 
 pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
@@ -48,7 +48,8 @@ pub(super) fn decode(line: &Line) -> Decoded {
 fn barrier(id: Src, threads: Option<Src>, arrive: bool, vote: Option<BarrierVote>) -> Decoded {
     seen(move |step| {
         let value = |src: Src| step.warp.get32(src)[step.first()];
-        Ok(Next::Barrier { id: value(id), wanted: threads.map(value), arrive, vote })
+        let arrival = Arrival { id: value(id), wanted: threads.map(value), vote };
+        Ok(if arrive { Next::Arrive(arrival) } else { Next::Barrier(arrival) })
     })
 }
 
