@@ -50,3 +50,28 @@ template <bool FIRST, bool COUNTED> __device__ void exited(float* o, const float
 extern "C" __global__ void exited_ok(float* o, const float* a) { exited<true, false>(o, a); }
 extern "C" __global__ void exited_unordered(float* o, const float* a) { exited<false, false>(o, a); }
 extern "C" __global__ void exited_counted(float* o, const float* a) { exited<true, true>(o, a); }
+
+// Lanes of a warp, or warps, store the same value to one word: no race. Other values, or a reader that nothing orders after any of them, are one.
+template <bool SAME, bool WAIT> __device__ void same_lanes(float* o, const float* a) {
+    __shared__ float s[2];
+    float v = a[threadIdx.x];
+    for (int d = 16; d; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+    s[threadIdx.x / 32] = v + (SAME ? 0 : threadIdx.x % 2);
+    if (WAIT) __syncthreads();
+    o[threadIdx.x] = s[0] + s[1];
+}
+extern "C" __global__ void same_lanes_ok(float* o, const float* a) { same_lanes<true, true>(o, a); }
+extern "C" __global__ void same_lanes_differ(float* o, const float* a) { same_lanes<false, true>(o, a); }
+extern "C" __global__ void same_lanes_hasty(float* o, const float* a) { same_lanes<true, false>(o, a); }
+template <bool SAME, bool WAIT, bool AGAIN> __device__ void same_warps(float* o, const float* a) {
+    __shared__ float s[32];
+    s[threadIdx.x % 32] = a[SAME ? threadIdx.x % 32 : threadIdx.x];
+    float own = s[threadIdx.x % 32]; // what it wrote itself, whoever else did
+    if (WAIT) __syncthreads();
+    if (AGAIN && threadIdx.x < 32) s[threadIdx.x] = 0;
+    o[threadIdx.x] = s[(threadIdx.x + 1) % 32] + own;
+}
+extern "C" __global__ void same_warps_ok(float* o, const float* a) { same_warps<true, true, false>(o, a); }
+extern "C" __global__ void same_warps_differ(float* o, const float* a) { same_warps<false, true, false>(o, a); }
+extern "C" __global__ void same_warps_hasty(float* o, const float* a) { same_warps<true, false, false>(o, a); }
+extern "C" __global__ void same_warps_again(float* o, const float* a) { same_warps<true, true, true>(o, a); }

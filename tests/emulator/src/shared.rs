@@ -1,5 +1,7 @@
 //! A block's shared memory, and for each granule of it who wrote and who read it last, what nobody has written, and what is still on its way.
 
+use std::collections::HashMap;
+
 use crate::error::FaultKind;
 use crate::lanes::LANES;
 
@@ -36,6 +38,8 @@ struct Granule {
     atomic: bool,
     /// The destination of a copy that nobody has waited for
     coming: bool,
+    /// There are more writers, who wrote the same: see [`Shared::agreed`]
+    agreed: bool,
 }
 
 impl Granule {
@@ -76,19 +80,34 @@ pub(crate) struct Shared {
     granules: Vec<Granule>,
     /// log2 of a granule's bytes: no access of the kernel is smaller
     granule: u32,
+    /// By granule, who else wrote what is there
+    agreed: HashMap<usize, Vec<Mark>>,
 }
 
 impl Shared {
     pub fn new(size: usize, granule: u32) -> Self {
-        let none = Granule { writer: Mark::NOBODY, reader: Mark::NOBODY, written: false, atomic: false, coming: false };
-        Self { bytes: vec![0xff; size], granules: vec![none; size.div_ceil(1 << granule)], granule }
+        let none = Granule {
+            writer: Mark::NOBODY,
+            reader: Mark::NOBODY,
+            written: false,
+            atomic: false,
+            coming: false,
+            agreed: false,
+        };
+        Self {
+            bytes: vec![0xff; size],
+            granules: vec![none; size.div_ceil(1 << granule)],
+            granule,
+            agreed: HashMap::new(),
+        }
     }
 
     /// Forgets who touched what.
     pub fn forget(&mut self) {
         for granule in &mut self.granules {
-            (granule.writer, granule.reader) = (Mark::NOBODY, Mark::NOBODY);
+            (granule.writer, granule.reader, granule.agreed) = (Mark::NOBODY, Mark::NOBODY, false);
         }
+        self.agreed.clear();
     }
 
     #[inline]
@@ -121,10 +140,14 @@ impl Shared {
     #[inline]
     pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Thread) -> Access<u64> {
         let start = self.at(address, size)?;
-        for granule in self.granules(start, size) {
+        let first = start >> self.granule;
+        let agreed = &self.agreed;
+        for (i, granule) in self.granules[first..((start + size - 1) >> self.granule) + 1].iter_mut().enumerate() {
             granule.check(address)?;
             if let Some(other) = by.conflict(granule.writer)
                 && !(strong && granule.atomic)
+                // Of several that wrote the same, one that it knows of will do.
+                && !(granule.agreed && agreed[&(first + i)].iter().any(|&mark| by.conflict(mark).is_none()))
             {
                 return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
             }
@@ -139,16 +162,41 @@ impl Shared {
         Ok(self.value(start, size))
     }
 
-    fn mark(&mut self, address: u64, size: usize, by: &Thread) -> Access<usize> {
+    /// The thread that keeps another from replacing what is in a granule: one whose access nothing orders before it.
+    fn stranger(&self, index: usize, by: &Thread) -> Option<u32> {
+        let granule = &self.granules[index];
+        let others =
+            || if granule.agreed { self.agreed[&index].iter().find_map(|&mark| by.conflict(mark)) } else { None };
+        by.conflict(granule.writer).or_else(others).or_else(|| by.conflict(granule.reader))
+    }
+
+    /// A thread is to write here; `value`, if it is known what.
+    #[inline]
+    fn mark(&mut self, address: u64, size: usize, value: Option<[u8; 8]>, by: &Thread) -> Access<usize> {
         let start = self.at(address, size)?;
-        for granule in self.granules(start, size) {
+        let width = 1 << self.granule;
+        for index in start >> self.granule..((start + size - 1) >> self.granule) + 1 {
+            let granule = self.granules[index];
             if granule.coming {
                 return Err(FaultKind::InFlight { address });
             }
-            if let Some(other) = by.conflict(granule.writer).or(by.conflict(granule.reader)) {
-                return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
+            let mark = Mark::new(by.rank, by.tick);
+            if let Some(other) = self.stranger(index, by) {
+                // Threads that write the same are no race with each other, be they of one warp or of several.
+                let at = index << self.granule;
+                let same = value.is_some_and(|value| self.bytes[at..at + width] == value[at - start..][..width]);
+                if !same || !granule.written || granule.atomic || by.conflict(granule.reader).is_some() {
+                    return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
+                }
+                self.agreed.entry(index).or_default().push(mark);
+                self.granules[index].agreed = true;
+                continue;
             }
-            (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), false);
+            if granule.agreed {
+                self.agreed.remove(&index);
+            }
+            let granule = &mut self.granules[index];
+            (granule.writer, granule.atomic, granule.agreed) = (mark, false, false);
         }
         Ok(start)
     }
@@ -156,7 +204,7 @@ impl Shared {
     /// Writes 1, 2, 4 or 8 bytes.
     #[inline]
     pub fn store(&mut self, address: u64, size: usize, value: u64, by: &Thread) -> Access<()> {
-        let start = self.mark(address, size, by)?;
+        let start = self.mark(address, size, Some(value.to_le_bytes()), by)?;
         self.granules(start, size).iter_mut().for_each(|granule| granule.written = true);
         self.bytes[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
         Ok(())
@@ -172,14 +220,18 @@ impl Shared {
         by: &Thread,
     ) -> Access<u64> {
         let start = self.at(address, size)?;
-        for granule in self.granules(start, size) {
+        let first = start >> self.granule;
+        let agreed = &mut self.agreed;
+        for (i, granule) in self.granules[first..((start + size - 1) >> self.granule) + 1].iter_mut().enumerate() {
             granule.check(address)?;
-            let writer = if granule.atomic { None } else { by.conflict(granule.writer) };
+            let others = if granule.agreed { agreed.remove(&(first + i)).unwrap_or_default() } else { Vec::new() };
+            let writer = || others.iter().chain([&granule.writer]).find_map(|&mark| by.conflict(mark));
+            let writer = if granule.atomic { None } else { writer() };
             let reader = if swap { None } else { by.conflict(granule.reader) };
             if let Some(other) = writer.or(reader) {
                 return Err(FaultKind::SharedRace { address, other, atomic: false });
             }
-            (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), true);
+            (granule.writer, granule.atomic, granule.agreed) = (Mark::new(by.rank, by.tick), true, false);
         }
         let now = self.value(start, size);
         self.bytes[start..start + size].copy_from_slice(&next(now).to_le_bytes()[..size]);
@@ -188,7 +240,7 @@ impl Shared {
 
     /// A copy to here has begun: its bytes are poison until it lands.
     pub fn expect(&mut self, address: u64, size: usize, by: &Thread) -> Access<()> {
-        let start = self.mark(address, size, by)?;
+        let start = self.mark(address, size, None, by)?;
         self.granules(start, size).iter_mut().for_each(|granule| granule.coming = true);
         self.bytes[start..start + size].fill(0xff);
         Ok(())

@@ -62,3 +62,22 @@ fn exited_threads_release_a_barrier() {
     });
     reported("exited_counted", block, 0, |kind| matches!(kind, FaultKind::Barrier(_)));
 }
+
+#[test]
+fn equal_stores_are_no_race() {
+    let block = LaunchConfig::line(1, 64);
+    let race = |kind: &FaultKind| matches!(kind, FaultKind::SharedRace { .. });
+    let o = runs("same_lanes_ok", block, 0);
+    assert!(o.is_empty() || o[..64] == [2016.0; 64]);
+    reported("same_lanes_differ", block, 0, race);
+    reported("same_lanes_hasty", block, 0, |kind| {
+        matches!(kind, FaultKind::SharedRace { .. } | FaultKind::Uninitialised { .. })
+    });
+    let o = runs("same_warps_ok", block, 0);
+    assert!(o.iter().take(64).enumerate().all(|(i, &v)| v == ((i + 1) % 32 + i % 32) as f32));
+    for kernel in ["same_warps_differ", "same_warps_hasty", "same_warps_again"] {
+        reported(kernel, block, 0, |kind| {
+            matches!(kind, FaultKind::SharedRace { .. } | FaultKind::Uninitialised { .. })
+        });
+    }
+}
