@@ -75,3 +75,23 @@ extern "C" __global__ void same_warps_ok(float* o, const float* a) { same_warps<
 extern "C" __global__ void same_warps_differ(float* o, const float* a) { same_warps<false, true, false>(o, a); }
 extern "C" __global__ void same_warps_hasty(float* o, const float* a) { same_warps<true, false, false>(o, a); }
 extern "C" __global__ void same_warps_again(float* o, const float* a) { same_warps<true, true, true>(o, a); }
+
+// A grid that fits the device waits for all its blocks, though it was not launched as cooperative; in the second way nothing tells that a block waits.
+extern "C" __global__ void all_wait(float* o, unsigned* flag) {
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(flag, 1u);
+        while (*(volatile unsigned*)flag < gridDim.x) {}
+        __threadfence();
+    }
+    __syncthreads();
+    o[blockIdx.x] = 1;
+}
+extern "C" __global__ void all_wait_busily(float* o, unsigned* flag) {
+    if (threadIdx.x == 0) {
+        atomicAdd(flag, 1u);
+        for (unsigned i = 0; *(volatile unsigned*)flag < gridDim.x; ++i) atomicExch(flag + 1, i);
+    }
+    __syncthreads();
+    o[blockIdx.x] = 1;
+}

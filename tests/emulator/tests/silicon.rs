@@ -4,7 +4,7 @@
 mod common;
 
 use common::ptx;
-use ptx_emulator::{Counters, Error, FaultKind, Gpu, LaunchConfig};
+use ptx_emulator::{Counters, Error, FaultKind, Gpu, LaunchConfig, Limits};
 
 /// Runs a kernel on o (256 floats of zeros), a (256 floats, 0, 1, …) and a number, on several seeds; gives what o is then.
 fn run(kernel: &str, config: LaunchConfig, number: i32, seed: u64) -> Option<Result<Vec<f32>, Error>> {
@@ -79,5 +79,29 @@ fn equal_stores_are_no_race() {
         reported(kernel, block, 0, |kind| {
             matches!(kind, FaultKind::SharedRace { .. } | FaultKind::Uninitialised { .. })
         });
+    }
+}
+
+/// Two multiprocessors hold 64 blocks of 32 threads: a grid of so many may wait for itself, a larger one waits for ever.
+#[test]
+fn a_grid_that_fits_is_resident() {
+    let Some(ptx) = ptx("silicon") else { return };
+    for seed in SEEDS {
+        let run = |kernel: &str, blocks: u32| {
+            let gpu = Gpu { seed, ..Gpu::new(&ptx).unwrap() };
+            let limits = Limits { multiprocessors: 2, instructions: 1 << 15, ..gpu.limits };
+            let gpu = Gpu { limits, ..gpu };
+            let (o, flag) = (gpu.allocate(4 * blocks as usize), gpu.upload(&[0u32; 2]));
+            gpu.launch(kernel, LaunchConfig::line(blocks, 32), &[&o.to_le_bytes(), &flag.to_le_bytes()])?;
+            gpu.download::<f32>(o, blocks as usize)
+        };
+        assert_eq!(run("all_wait", 64).unwrap(), [1.0; 64]);
+        assert_eq!(run("all_wait_busily", 64).unwrap(), [1.0; 64]);
+        for kernel in ["all_wait", "all_wait_busily"] {
+            match run(kernel, 65) {
+                Err(Error::Fault(fault)) => assert!(matches!(fault.kind, FaultKind::Deadlock(_)), "{fault}"),
+                other => panic!("{kernel}, seed {seed}: {other:?}"),
+            }
+        }
     }
 }
