@@ -18,7 +18,7 @@ mod cuda {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    const KERNELS: [&str; 3] = ["stream_forward", "stream_backward", "fused_step"];
+    const KERNELS: [&str; 4] = ["stream_forward", "stream_backward", "fused_step", "scale"];
 
     /// The least that the kernels run on: bf16 arithmetic, `cp.async`, `mma` of bf16 and tf32.
     const LEAST_CAPABILITY: u32 = 80;

@@ -10,7 +10,7 @@
 // a few tiles is one block's: its barriers are the block's, and its workspace is shared memory.
 #include <cooperative_groups.h>
 
-#include "backward.cuh"
+#include "contract.cuh"
 
 namespace margin_loss {
 

@@ -1,4 +1,4 @@
-// The formulas of margin.cuh for the host: what src/cuda/host.rs compares with src/margin.rs and src/cpu/rows.rs.
+// The formulas of margin.cuh for the host: what src/cuda/host.rs compares with src/margin.rs and src/cpu/finish.rs.
 #include "margin.cuh"
 
 extern "C" {

@@ -7,7 +7,7 @@
 //     the last row tile: reduce the rows' losses
 //
 // N×C cosines are never in memory: a split leaves one Statistics a row. Which block comes last is of no consequence for a result.
-#include "rows.cuh"
+#include "finish.cuh"
 
 namespace margin_loss {
 

@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor};
 use candle_nn::{Module, VarBuilder};
 
-use crate::loss::{LossOutput, MarginLoss};
+use crate::loss::MarginLoss;
+use crate::output::LossOutput;
 
 /// A cosine head: C class centres in D dimensions and the loss that trains them.
 ///

@@ -15,8 +15,10 @@
 //!
 //! Features: `cuda` builds Candle's CUDA backend and this crate's kernels, for devices of compute capability 8.0 and up; it needs nvcc and libclang.
 
+mod builder;
 mod classifier;
 pub mod companions;
+mod composed;
 mod counts;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -26,19 +28,20 @@ mod loss;
 mod margin;
 pub mod metrics;
 mod op;
+mod options;
+mod output;
 mod problem;
 pub mod reference;
 mod schedule;
 
+pub use builder::MarginLossBuilder;
 pub use classifier::CosineClassifier;
 pub use counts::{ClassCounts, Group};
 pub use error::{Error, Result};
-pub(crate) use loss::Params;
-pub use loss::{
-    ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, IGNORED, LossOutput, MarginLoss,
-    MarginLossBuilder, Prior, Reduction,
-};
+pub use loss::MarginLoss;
 pub use margin::{AngleRange, InstanceGate, Margin, TargetGradient};
+pub use options::{ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, Prior, Reduction};
+pub use output::{IGNORED, LossOutput};
 pub use schedule::LossSchedule;
 
 use candle_core::Tensor;

@@ -3,46 +3,60 @@
 //! A scalar reduction has one upstream gradient: the gradients are computed with the loss and backward scales them. With
 //! [`Reduction::None`] every row may have its own: backward computes the logits again from the rows' states.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Storage, Tensor, WithDType};
 
 use crate::cpu::{self, Pass, RowState};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::error::{Error, Result};
-use crate::loss::{IGNORED, LossOutput, MarginLoss, Reduction};
+use crate::options::{Params, Reduction};
+use crate::output::{IGNORED, LossOutput};
 use crate::problem::{Gradients, Problem, Targets};
 
+/// What a loss keeps between calls, on every device that it is used on.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    workspace: cpu::WorkspacePool,
+    #[cfg(feature = "cuda")]
+    tables: cuda::TablePool,
+}
+
 /// The loss, on the tape where X or W is.
-pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
+pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput> {
     let (track_x, track_w) = (problem.features.track_op(), problem.weight.track_op());
     let tracked = track_x || track_w;
-    let (mut output, gradients) = if problem.params().reduction == Reduction::None || !tracked {
-        let (output, states) = run(problem, Gradients::default())?;
-        let kept = || Kept::PerRow {
-            loss: problem.loss.clone(),
+    let (mut output, saved) = if problem.params().reduction == Reduction::None || !tracked {
+        let (output, states) = run(problem, kept, Gradients::default())?;
+        let saved = || Saved::PerRow {
+            params: problem.params().clone(),
+            kept: kept.clone(),
             labels: problem.labels.clone(),
             sample_weights: problem.sample_weights.map(Tensor::detach),
             states,
         };
-        (output, tracked.then(kept))
+        (output, tracked.then(saved))
     } else {
         let (dx, dw) = new_gradients(problem, track_x, track_w)?;
-        let (output, _) = run(problem, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
-        (output, Some(Kept::Reduced { dx, dw }))
+        let (output, _) = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
+        (output, Some(Saved::Reduced { dx, dw }))
     };
-    if let Some(gradients) = gradients {
-        output.loss = problem.features.apply_op2(problem.weight, Node { value: output.loss.clone(), gradients })?;
+    if let Some(saved) = saved {
+        output.loss = problem.features.apply_op2(problem.weight, Node { value: output.loss.clone(), saved })?;
     }
     Ok(output)
 }
 
 /// The loss and both gradients, off the tape.
-pub(crate) fn loss_and_grads(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)> {
+pub(crate) fn loss_and_grads(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Tensor, Tensor)> {
     let (dx, dw) = new_gradients(problem, true, true)?;
     let (Some(dx), Some(dw)) = (dx, dw) else { unreachable!("both are asked for") };
-    Ok((run(problem, Gradients { features: Some(&dx), weight: Some(&dw) })?.0, dx, dw))
+    Ok((run(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) })?.0, dx, dw))
 }
 
 /// The loss, and both gradients over what `dx` and `dw` held.
-pub(crate) fn loss_and_grads_into(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
+pub(crate) fn loss_and_grads_into(problem: &Problem, kept: &Kept, dx: &Tensor, dw: &Tensor) -> Result<LossOutput> {
     for (what, gradient, of) in [("dX", dx, problem.features), ("dW", dw, problem.weight)] {
         if gradient.dims() != of.dims() || gradient.dtype() != of.dtype() {
             return Err(Error::Input(format!(
@@ -76,7 +90,7 @@ pub(crate) fn loss_and_grads_into(problem: &Problem, dx: &Tensor, dw: &Tensor) -
     if same_storage(dx, dw) {
         return Err(Error::Input("dX shares its storage with dW".into()));
     }
-    Ok(run(problem, Gradients { features: Some(dx), weight: Some(dw) })?.0)
+    Ok(run(problem, kept, Gradients { features: Some(dx), weight: Some(dw) })?.0)
 }
 
 fn same_storage(a: &Tensor, b: &Tensor) -> bool {
@@ -91,7 +105,7 @@ enum States {
         targets: Targets,
     },
     #[cfg(feature = "cuda")]
-    Cuda(crate::cuda::States),
+    Cuda(cuda::States),
 }
 
 /// New gradient tensors, each where it is wanted, to be written over.
@@ -99,24 +113,24 @@ fn new_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Opt
     match problem.features.device() {
         Device::Cpu => cpu::new_gradients(problem, features, weight),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => crate::cuda::new_gradients(problem, features, weight),
+        Device::Cuda(_) => cuda::new_gradients(problem, features, weight),
         device => Err(no_path(device)),
     }
 }
 
 /// The loss, and those gradients of its reduction that are wanted.
-fn run(problem: &Problem, gradients: Gradients) -> Result<(LossOutput, States)> {
+fn run(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<(LossOutput, States)> {
     match problem.features.device() {
         Device::Cpu => {
             let targets = problem.targets()?;
             let wanted = gradients.features.is_some() || gradients.weight.is_some();
             let pass = if wanted { Pass::LossAndGradients } else { Pass::Loss };
-            let rows = cpu::run(problem, &targets, pass, gradients)?;
+            let rows = cpu::run(problem, &kept.workspace, &targets, pass, gradients)?;
             Ok((output(problem, &targets, &rows)?, States::Cpu { rows, targets }))
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let (output, states) = crate::cuda::forward(problem, gradients)?;
+            let (output, states) = cuda::forward(problem, &kept.tables, gradients)?;
             Ok((output, States::Cuda(states)))
         }
         device => Err(no_path(device)),
@@ -124,15 +138,16 @@ fn run(problem: &Problem, gradients: Gradients) -> Result<(LossOutput, States)> 
 }
 
 /// The gradients for `upstream` (N).
-fn backward(problem: &Problem, states: &States, upstream: &Tensor, gradients: Gradients) -> Result<()> {
+fn backward(problem: &Problem, kept: &Kept, states: &States, upstream: &Tensor, gradients: Gradients) -> Result<()> {
     match states {
         States::Cpu { rows, targets } => {
             let upstream = upstream.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-            cpu::run(problem, targets, Pass::Gradients { states: rows, upstream: &upstream }, gradients)?;
+            let pass = Pass::Gradients { states: rows, upstream: &upstream };
+            cpu::run(problem, &kept.workspace, targets, pass, gradients)?;
             Ok(())
         }
         #[cfg(feature = "cuda")]
-        States::Cuda(states) => crate::cuda::backward(problem, states, upstream, gradients),
+        States::Cuda(states) => cuda::backward(problem, &kept.tables, states, upstream, gradients),
     }
 }
 
@@ -140,7 +155,7 @@ fn backward(problem: &Problem, states: &States, upstream: &Tensor, gradients: Gr
 fn scaled(dx: Option<&Tensor>, dw: Option<&Tensor>, upstream: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     match upstream.device() {
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => crate::cuda::scaled(dx, dw, upstream),
+        Device::Cuda(_) => cuda::scale_gradients(dx, dw, upstream),
         _ => {
             let upstream = upstream.to_dtype(DType::F64)?.to_scalar::<f64>()?;
             // `loss.backward()` starts from 1: nothing to multiply, and no copy of a C×D tensor.
@@ -199,15 +214,15 @@ fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<L
 struct Node {
     /// A scalar, or (N)
     value: Tensor,
-    gradients: Kept,
+    saved: Saved,
 }
 
-/// What a node keeps for backward.
-enum Kept {
+/// What a node saves for backward.
+enum Saved {
     /// The gradients of a reduced loss, each where its argument is tracked: dX (N, D), dW (C, D).
     Reduced { dx: Option<Tensor>, dw: Option<Tensor> },
     /// The rows' states, from which upstream gradients of their own make the gradients.
-    PerRow { loss: MarginLoss, labels: Tensor, sample_weights: Option<Tensor>, states: States },
+    PerRow { params: Arc<Params>, kept: Arc<Kept>, labels: Tensor, sample_weights: Option<Tensor>, states: States },
 }
 
 impl CustomOp2 for Node {
@@ -253,12 +268,13 @@ impl CustomOp2 for Node {
         _: &Tensor,
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        match &self.gradients {
-            Kept::Reduced { dx, dw } => Ok(scaled(dx.as_ref(), dw.as_ref(), upstream)?),
-            Kept::PerRow { loss, labels, sample_weights, states } => {
-                let problem = Problem::new(loss, features, weight, labels, sample_weights.as_ref())?;
+        match &self.saved {
+            Saved::Reduced { dx, dw } => Ok(scaled(dx.as_ref(), dw.as_ref(), upstream)?),
+            Saved::PerRow { params, kept, labels, sample_weights, states } => {
+                let problem = Problem::new(params, features, weight, labels, sample_weights.as_ref())?;
                 let (dx, dw) = new_gradients(&problem, features.track_op(), weight.track_op())?;
-                backward(&problem, states, upstream, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
+                let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
+                backward(&problem, kept, states, upstream, gradients)?;
                 Ok((dx, dw))
             }
         }

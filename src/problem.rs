@@ -1,14 +1,16 @@
 //! Tensors to one checked [`Problem`]: below it nobody checks again.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 
 use crate::error::{Error, Result};
-use crate::loss::{MarginLoss, Params, Reduction};
+use crate::options::{Params, Reduction};
 
 /// A call's tensors, whose ranks, shapes, dtypes and devices fit each other.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem<'a> {
-    pub loss: &'a MarginLoss,
+    params: &'a Arc<Params>,
     /// N, C, D
     pub n: usize,
     pub c: usize,
@@ -25,7 +27,7 @@ pub(crate) struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     pub fn new(
-        loss: &'a MarginLoss,
+        params: &'a Arc<Params>,
         features: &'a Tensor,
         weight: &'a Tensor,
         labels: &'a Tensor,
@@ -33,7 +35,7 @@ impl<'a> Problem<'a> {
     ) -> Result<Self> {
         let (n, d) = matrix("features X", "(N, D)", features)?;
         let (c, weight_d) = matrix("weight W", "(C, D)", weight)?;
-        let classes = loss.params.classes;
+        let classes = params.classes;
         if d == 0 {
             return Err(Error::Input(format!("features X have no dimension, their shape is {:?}", features.dims())));
         }
@@ -86,11 +88,11 @@ impl<'a> Problem<'a> {
                 )));
             }
         }
-        Ok(Self { loss, n, c, d, features, weight, labels, sample_weights })
+        Ok(Self { params, n, c, d, features, weight, labels, sample_weights })
     }
 
-    pub fn params(&self) -> &'a Params {
-        &self.loss.params
+    pub fn params(&self) -> &'a Arc<Params> {
+        self.params
     }
 
     /// The dtype of accumulation, of the loss and of what is given per sample: f64 for f64, else f32.

@@ -1,8 +1,10 @@
 //! Losses that change with the epoch.
 
+use crate::builder::MarginLossBuilder;
 use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
-use crate::loss::{ClassWeights, MarginLoss, MarginLossBuilder};
+use crate::loss::MarginLoss;
+use crate::options::ClassWeights;
 
 /// A sequence of losses, each from its epoch on: the value that a training loop asks for an epoch's loss.
 ///

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
-const KERNELS: [&str; 3] = ["stream_forward", "stream_backward", "fused_step"];
+const KERNELS: [&str; 4] = ["stream_forward", "stream_backward", "fused_step", "scale"];
 const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
 const THREADS: usize = 128;
 

@@ -9,9 +9,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::Result;
 use crate::floor::Floor;
 use crate::memory;
+
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

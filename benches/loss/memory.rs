@@ -7,11 +7,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};
 
-use candle_core::DType;
 use gemm::Parallelism;
 
-use crate::Result;
-use crate::case::{Case, Way};
 use crate::floor::product;
 
 /// The system's allocator, counted.
@@ -88,9 +85,4 @@ pub fn gemm_slabs() -> isize {
         let (_, _, kept) = measure(|| drop(rayon::broadcast(|_| use_slab())));
         kept
     })
-}
-
-/// Extra memory of the loss and both gradients with gradient tensors kept, of a problem too large for its logits to fit the workspace.
-pub fn growing(n: usize, c: usize, d: usize, dtype: DType) -> Result<isize> {
-    Case::new(n, c, d, dtype)?.extra_of(Way::Kept)
 }

@@ -9,8 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use candle_core::DType;
 use serde::Serialize;
 
-use crate::Result;
-use crate::case::{Case, Way};
+use crate::case::{Case, Result, Way};
 
 /// Loss and gradients at the largest width, f32: at most this often the time of the three products.
 const MOST_FLOORS: f64 = 1.15;

@@ -56,8 +56,8 @@ use plotters::prelude::*;
 use serde::Serialize;
 
 use data::{DataError, Dataset};
-use methods::{Companion, CompanionNumbers, Gate, Method, Numbers};
-use model::{Design, Model, Network, Teacher};
+use methods::{Companion, CompanionNumbers, Gate, Method, Network, Numbers};
+use model::{Design, Model, Teacher};
 use run::{Config, Images, Run};
 use sgd::Sgd;
 

@@ -1,39 +1,12 @@
-//! What BCL, GML and NCL have beside a backbone and a head: projections, a teacher, a queue of its features, a temperature.
+//! What BCL, GML and NCL need beside a backbone and a head: batches of several views, projections, a queue of features.
 
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_margin_loss::ClassCounts;
-use candle_margin_loss::companions::{Bcl, Gml, Ncl};
 use candle_nn::{Init, Linear, Module, VarBuilder};
 
-use crate::methods::CompanionNumbers;
-use crate::model::Model;
 use crate::resnet::FEATURES;
-
-pub enum Companion {
-    Bcl {
-        loss: Bcl,
-        /// Of features
-        embed: Projection,
-        /// Of the head's rows
-        centres: Projection,
-    },
-    Gml(Box<GmlParts>),
-    Ncl(Ncl),
-}
-
-pub struct GmlParts {
-    pub loss: Gml,
-    pub queries: Projection,
-    /// Of the teacher's features
-    pub keys: Projection,
-    /// ln t, (1)
-    pub log_temperature: Tensor,
-    /// Not trained
-    pub teacher: Model,
-    pub queue: Queue,
-}
 
 /// (N, 64) → (N, E): a hidden layer as wide as the features, normalised over the rows, ReLU, and a linear one. It is used in training alone, so that there
 /// are no running means to keep.
@@ -173,7 +146,7 @@ impl Batch {
         Tensor::cat(&views, 0)
     }
 
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.labels.len()
     }
 }
@@ -187,34 +160,6 @@ pub fn rates(outputs: &[candle_margin_loss::LossOutput]) -> candle_margin_loss::
         hard += output.hard_positive_rate()? / experts;
     }
     Ok((accuracy, hard))
-}
-
-impl GmlParts {
-    pub fn new(
-        loss: Gml,
-        numbers: &CompanionNumbers,
-        counts: &ClassCounts,
-        teacher: Model,
-        vb: &VarBuilder,
-    ) -> Result<Self> {
-        let start = Init::Const(numbers.temperature.ln());
-        Ok(Self {
-            loss,
-            queries: Projection::new(numbers.embedding, vb.pp("queries"))?,
-            keys: Projection::new(numbers.embedding, vb.pp("keys"))?,
-            log_temperature: vb.get_with_hints(1, "log_temperature", start)?,
-            teacher,
-            queue: Queue::new(counts, numbers.keys, numbers.least_keys, vb.device())?,
-        })
-    }
-
-    /// What the teacher gives: logits (N, C) of the view that is classified, and features (N, D) of the third, which join the queue.
-    pub fn look_up(&mut self, batch: &Batch) -> Result<Tensor> {
-        let n = batch.len();
-        let features = self.teacher.features(&batch.cat(&[0, 2])?, false)?.detach();
-        self.queue.push(&features.narrow(0, n, n)?, &batch.labels, &batch.ids)?;
-        self.teacher.logits(&features.narrow(0, 0, n)?)
-    }
 }
 
 /// Mean of the experts' logits.

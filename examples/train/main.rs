@@ -39,8 +39,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use data::Dataset;
 use images::Cifar;
-use methods::{Companion, CompanionNumbers, Gate, Method, Numbers};
-use model::{Network, Teacher};
+use methods::{Companion, CompanionNumbers, Gate, Method, Network, Numbers};
+use model::Teacher;
 use photos::Photos;
 use run::{Config, Images, Run};
 

@@ -6,8 +6,6 @@ use candle_margin_loss::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::model::Network;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -56,6 +54,19 @@ pub enum Gate {
     Positives,
     /// Those nearest to another class's centre (HP)
     HardPositives,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// The paper's, for 32 × 32 images
+    Resnet32,
+    /// The paper's teacher for GML
+    Resnet56,
+    /// Two 3 × 3 convolutions of 32 and 64 channels, each with ReLU and 2 × 2 max pooling, and a hidden layer of 256
+    Conv,
+    /// A 4 × 4 convolution of stride 4 and a 3 × 3 one, 32 channels each, with ReLU: cheap enough to train a hundred of on two cores
+    Patches,
 }
 
 /// The numbers of the losses.

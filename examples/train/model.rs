@@ -3,32 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use candle_margin_loss::companions::GmlBatch;
+use candle_margin_loss::companions::{Bcl, Gml, GmlBatch, Ncl};
 use candle_margin_loss::{ClassCounts, CosineClassifier, LossSchedule};
-use candle_nn::{Linear, Module, ModuleT, VarBuilder, VarMap};
+use candle_nn::{Init, Linear, Module, ModuleT, VarBuilder, VarMap};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
-use serde::{Deserialize, Serialize};
 
-use crate::companion::{self, Batch, Companion, GmlParts, Projection};
+use crate::companion::{self, Batch, Projection, Queue};
 use crate::data::Shape;
-use crate::methods::{CompanionNumbers, Objective};
+use crate::methods::{CompanionNumbers, Network, Objective};
 use crate::resnet::{self, ResNet};
 use crate::sgd::NOT_DECAYED;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Network {
-    /// The paper's, for 32 × 32 images
-    Resnet32,
-    /// The paper's teacher for GML
-    Resnet56,
-    /// Two 3 × 3 convolutions of 32 and 64 channels, each with ReLU and 2 × 2 max pooling, and a hidden layer of 256
-    Conv,
-    /// A 4 × 4 convolution of stride 4 and a 3 × 3 one, 32 channels each, with ReLU: cheap enough to train a hundred of on two cores
-    Patches,
-}
 
 enum Backbone {
     ResNet(ResNet),
@@ -44,6 +30,59 @@ enum Backbone {
         second: Linear,
         features: Linear,
     },
+}
+
+/// A companion, and what it has beside a backbone and a head.
+pub enum Companion {
+    Bcl {
+        loss: Bcl,
+        /// Of features
+        embed: Projection,
+        /// Of the head's rows
+        centres: Projection,
+    },
+    Gml(Box<GmlParts>),
+    Ncl(Ncl),
+}
+
+pub struct GmlParts {
+    pub loss: Gml,
+    pub queries: Projection,
+    /// Of the teacher's features
+    pub keys: Projection,
+    /// ln t, (1)
+    pub log_temperature: Tensor,
+    /// Not trained
+    pub teacher: Model,
+    pub queue: Queue,
+}
+
+impl GmlParts {
+    pub fn new(
+        loss: Gml,
+        numbers: &CompanionNumbers,
+        counts: &ClassCounts,
+        teacher: Model,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
+        let start = Init::Const(numbers.temperature.ln());
+        Ok(Self {
+            loss,
+            queries: Projection::new(numbers.embedding, vb.pp("queries"))?,
+            keys: Projection::new(numbers.embedding, vb.pp("keys"))?,
+            log_temperature: vb.get_with_hints(1, "log_temperature", start)?,
+            teacher,
+            queue: Queue::new(counts, numbers.keys, numbers.least_keys, vb.device())?,
+        })
+    }
+
+    /// What the teacher gives: logits (N, C) of the view that is classified, and features (N, D) of the third, which join the queue.
+    pub fn look_up(&mut self, batch: &Batch) -> Result<Tensor> {
+        let n = batch.len();
+        let features = self.teacher.features(&batch.cat(&[0, 2])?, false)?.detach();
+        self.queue.push(&features.narrow(0, n, n)?, &batch.labels, &batch.ids)?;
+        self.teacher.logits(&features.narrow(0, 0, n)?)
+    }
 }
 
 enum Head {

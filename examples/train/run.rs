@@ -15,8 +15,8 @@ use crate::augment;
 use crate::checkpoint;
 use crate::companion::Batch;
 use crate::data::{DataError, Dataset, Samples, Shape};
-use crate::methods::{Method, Numbers};
-use crate::model::{Design, Model, Network, Teacher};
+use crate::methods::{Method, Network, Numbers};
+use crate::model::{Design, Model, Teacher};
 use crate::photos::{self, Photos};
 use crate::sgd::Sgd;
 

@@ -3,11 +3,14 @@
 use candle_core::{D, Tensor};
 use candle_nn::ops::log_softmax;
 
-use super::{
+use super::shared::{
     balanced_softmax, check_alike, check_classification, check_integers, check_labels, check_positive, check_weight,
     column, error, log_sum_exp_where, matrix, row, unit, wide,
 };
-use crate::{ClassCounts, LossOutput, MarginLoss, Result};
+use crate::counts::ClassCounts;
+use crate::error::Result;
+use crate::loss::MarginLoss;
+use crate::output::LossOutput;
 
 const NAME: &str = "GML";
 

@@ -3,9 +3,14 @@
 use candle_core::{D, Tensor};
 use candle_nn::ops::log_softmax;
 
-use super::{balanced_softmax, check_alike, check_classification, check_weight, column, error, matrix, row, unit};
-use crate::reference::margin_cosine;
-use crate::{ClassCounts, LossOutput, MarginLoss, Result};
+use super::shared::{
+    balanced_softmax, check_alike, check_classification, check_weight, column, error, matrix, row, unit,
+};
+use crate::composed::margin_cosine;
+use crate::counts::ClassCounts;
+use crate::error::Result;
+use crate::loss::MarginLoss;
+use crate::output::LossOutput;
 
 const NAME: &str = "NCL";
 

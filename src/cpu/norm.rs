@@ -1,7 +1,7 @@
 //! Norms of rows, whatever their size.
 
 use super::numeric::Real;
-use super::sweep;
+use super::vector;
 
 /// Rows shorter than this are divided by it, and their gradient has no projection.
 const SHORTEST: f64 = 1e-12;
@@ -20,7 +20,7 @@ pub(super) struct Norm {
 impl Norm {
     #[inline(always)]
     pub fn of<T: Real>(row: &[T]) -> Self {
-        let squares = sweep::sum_of_squares(row).f64();
+        let squares = vector::sum_of_squares(row).f64();
         let norm = if T::SAFE_SQUARES.contains(&squares) { squares.sqrt() } else { careful_norm(row) };
         let short = norm < SHORTEST; // false for NaN, which stays
         Self { inverse: 1.0 / if short { SHORTEST } else { norm }, projects: !short, long: norm > T::LONGEST }
@@ -45,7 +45,7 @@ pub(super) fn normalize<T: Real>(row: &mut [T], norm: Norm) {
         // 1/‖row‖ may be subnormal in T.
         row.iter_mut().for_each(|v| *v = T::of(v.f64() * norm.inverse));
     } else {
-        sweep::scale(row, T::of(norm.inverse));
+        vector::scale(row, T::of(norm.inverse));
     }
 }
 

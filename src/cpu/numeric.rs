@@ -1,13 +1,9 @@
 //! The element types and what the sweeps need of them: [`Real`] is what is computed in, [`Element`] what tensors hold.
 
-use std::sync::Mutex;
-
 use candle_core::{CpuStorage, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
-
-use super::workspace::WorkspacePool;
 
 /// f32 or f64: the type of accumulation.
 pub(super) trait Real:
@@ -37,7 +33,6 @@ pub(super) trait Real:
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// e^self for self ≤ 0, to 2 ulp; 0 where the result would be subnormal; NaN stays NaN.
     fn exp(self) -> Self;
-    fn buffers(pool: &WorkspacePool) -> &Mutex<Vec<Vec<Self>>>;
 }
 
 /// 1/n! from n = 13 down to 0: Taylor's series of e^r, enough for f64 on |r| ≤ ln 2 / 2.
@@ -102,9 +97,6 @@ macro_rules! real {
                 }
                 let scale = $real::from_bits((t.to_bits() << $mantissa).wrapping_add($bias << $mantissa));
                 if self < $lowest { 0.0 } else { e * scale }
-            }
-            fn buffers(pool: &WorkspacePool) -> &Mutex<Vec<Vec<Self>>> {
-                &pool.$real
             }
         }
     };

@@ -1,8 +1,11 @@
-//! Tensors of any strides, a row at a time.
+//! Candle's tensors as slices: of any strides, a row at a time, to read; contiguous, to write.
 
-use candle_core::Layout;
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, Layout, Tensor};
 
 use super::numeric::Element;
+use crate::error::{Error, Result};
 
 /// The rows of a strided (rows, cols) tensor.
 #[derive(Debug, Clone, Copy)]
@@ -44,5 +47,39 @@ impl<'a, E: Element> Rows<'a, E> {
             return None;
         }
         Some((E::as_acc(&self.data[self.offset + row * self.row_stride..])?, self.row_stride))
+    }
+}
+
+/// Lends `work` the elements of a contiguous tensor to write.
+pub(super) fn with_slice<E: Element, R>(
+    tensor: Option<&Tensor>,
+    work: impl FnOnce(Option<&mut [E]>) -> Result<R>,
+) -> Result<R> {
+    let Some(tensor) = tensor else { return work(None) };
+    let mut result = None;
+    let write = |elements: &mut [E]| result = Some(work(Some(elements)));
+    tensor.inplace_op1(&Write(RefCell::new(Some(Box::new(write)))))?;
+    result.unwrap_or_else(|| Err(Error::Input("a gradient tensor that is not on the CPU".into())))
+}
+
+/// Candle's way to a tensor's storage for writing: an in-place op, here with what to do with the elements.
+struct Write<'w, E>(RefCell<Option<WriteFn<'w, E>>>);
+
+type WriteFn<'w, E> = Box<dyn FnOnce(&mut [E]) + 'w>;
+
+impl<E: Element> candle_core::InplaceOp1 for Write<'_, E> {
+    fn name(&self) -> &'static str {
+        "margin-loss-gradient"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let start = layout.start_offset();
+        let elements = E::storage_mut(storage)
+            .and_then(|all| all.get_mut(start..start + layout.shape().elem_count()))
+            .ok_or_else(|| candle_core::Error::msg("a gradient tensor of another dtype or size"))?;
+        if let Some(write) = self.0.take() {
+            write(elements);
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The kernels' formulas, compiled for the host, against those of the CPU path.
 
 use super::params::{MarginLossOptions, MarginLossRule};
+use crate::builder::MarginLossBuilder;
 use crate::margin::{AngleRange, InstanceGate, MarginRule, TargetGradient};
 
 unsafe extern "C" {
@@ -27,7 +28,7 @@ fn the_margin_is_that_of_the_cpu() {
             for gradient in [TargetGradient::Exact, TargetGradient::DetachDifficulty, TargetGradient::StraightThrough] {
                 for m1 in [1.0, 1.35, 4.0] {
                     let rule = MarginRule { m1, gate, instance_strength: 0.7, angle_range, gradient };
-                    let mut loss = (*crate::MarginLoss::cosine_ce(2, 1.0).unwrap().params).clone();
+                    let mut loss = MarginLossBuilder::new(2).params().unwrap();
                     loss.rule = rule;
                     let options: MarginLossOptions = super::params::options(&loss, floor);
                     for step in 0..=400 {

@@ -4,8 +4,8 @@
 
 use cudarc::driver::DeviceRepr;
 
-use crate::loss::{Params, Reduction};
 use crate::margin::{AngleRange, InstanceGate, TargetGradient};
+use crate::options::{Params, Reduction};
 
 include!(concat!(env!("OUT_DIR"), "/params.rs"));
 

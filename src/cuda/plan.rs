@@ -6,7 +6,7 @@ use super::params;
 
 pub(super) const TILE: usize = params::MARGIN_LOSS_TILE as usize;
 pub(super) const THREADS: u32 = params::MARGIN_LOSS_THREADS;
-/// k that a sum is split by: `split_of` in backward.cuh.
+/// k that a sum is split by: `split_of` in contract.cuh.
 const STEP: usize = TILE;
 /// A split of a sum has at least this many steps: with fewer, its first loads and its partial sums are most of its time.
 const LEAST_STEPS: usize = 4;

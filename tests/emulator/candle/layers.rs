@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops;
 
-use crate::{FLOATS, both, close, gpu, numbers, views};
+use crate::both::{FLOATS, both, close, gpu, numbers, views};
 
 #[test]
 fn normalisations() {

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{ALL, FLOATS, both, numbers, views};
+use crate::both::{ALL, FLOATS, both, numbers, views};
 
 fn indices(count: usize, below: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let values: Vec<u32> = (0..count).map(|i| ((i * 31 + 5) % below) as u32).collect();

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::{ALL, FLOATS, both, numbers, views};
+use crate::both::{ALL, FLOATS, both, numbers, views};
 
 type Unary = fn(&Tensor) -> Result<Tensor>;
 
@@ -118,7 +118,7 @@ fn casts() {
     for from in ALL {
         for to in ALL {
             if missing.contains(&(from, to)) {
-                let x = numbers(5, 1, from).unwrap().to_device(&crate::gpu()).unwrap();
+                let x = numbers(5, 1, from).unwrap().to_device(&crate::both::gpu()).unwrap();
                 assert!(
                     x.to_dtype(to).unwrap_err().to_string().contains("named symbol not found"),
                     "{from:?} to {to:?}"
@@ -171,7 +171,7 @@ fn constants() {
 
 #[test]
 fn random_numbers() {
-    let gpu = crate::gpu();
+    let gpu = crate::both::gpu();
     let of =
         |x: Tensor| -> Vec<f64> { x.to_dtype(DType::F64).unwrap().to_device(&Device::Cpu).unwrap().to_vec1().unwrap() };
     let moments = |x: &[f64]| {

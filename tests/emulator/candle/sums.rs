@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::{ALL, FLOATS, against, both, numbers, views};
+use crate::both::{ALL, FLOATS, against, both, numbers, views};
 
 #[test]
 fn reductions() {

@@ -2,8 +2,10 @@
 
 use half::{bf16, f16};
 
+use crate::count::Counters;
 use crate::error::Result;
-use crate::{Counters, LaunchConfig, Limits, Memory, Module};
+use crate::launch::{LaunchConfig, Limits, Module};
+use crate::memory::Memory;
 
 /// A device with a module loaded.
 #[derive(Debug)]

@@ -1,117 +1,14 @@
-// A tile of cosines, and its rows: norms found in the same pass as the products, statistics, and what they become.
-#ifndef MARGIN_LOSS_ROWS_CUH
-#define MARGIN_LOSS_ROWS_CUH
+// A tile of cosines: products and norms found in one pass, and the statistics of its rows.
+#ifndef MARGIN_LOSS_COSINES_CUH
+#define MARGIN_LOSS_COSINES_CUH
 
-#include "mma.cuh"
+#include "kind.cuh"
+#include "memory.cuh"
 
 namespace margin_loss {
 
-// What backward takes of a row.
-template <class T>
-struct RowState {
-    Norm<T> norm;
-    T max;         // of z·log₂e over non-targets
-    T others;      // Finished::others
-    T target;      // Finished::target
-    T dot;         // Finished::dot
-    T cosine;      // c_iy
-    int label;     // y, or one of the below
-    double weight; // ω_y times the sample weight
-};
-
-static_assert(sizeof(RowState<float>) == MARGIN_LOSS_ROW_STATE_F32 && sizeof(RowState<double>) == MARGIN_LOSS_ROW_STATE_F64, "RowState");
-static_assert(sizeof(Norm<float>) == MARGIN_LOSS_NORM_F32 && sizeof(Norm<double>) == MARGIN_LOSS_NORM_F64, "Norm");
-static_assert(sizeof(Statistics<float>) == MARGIN_LOSS_STATISTICS_F32 && sizeof(Statistics<double>) == MARGIN_LOSS_STATISTICS_F64, "Statistics");
-
-// The label is the ignore index; the label is no class; the sample weight is negative or not finite.
-constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
-
 constexpr double SHORTEST = 1e-12;
 constexpr double LOG2_E = 1.44269504088896340736;
-
-// A kernel's kinds: the element types of X and W, what they are added up in, and how the products of the logits and of the gradients are made.
-template <class X_, class W_>
-struct OnFma {
-    using X = X_;
-    using W = W_;
-    using T = typename AccumulatorOf<X>::Type;
-    using Logits = Fma<T>;
-    using Contract = Fma<T>;
-    static constexpr int STEP_SHARED = sizeof(T) == 8 ? MARGIN_LOSS_STEP_SHARED_F64 : MARGIN_LOSS_STEP_SHARED_F32;
-};
-
-template <class X_, class W_>
-struct OnTf32 {
-    using X = X_;
-    using W = W_;
-    using T = float;
-    using Logits = Tf32;
-    using Contract = Tf32;
-    static constexpr int STEP_SHARED = MARGIN_LOSS_STEP_SHARED_TF32;
-};
-
-// f16 has no room for g: its gradients are contracted in TF32, which f16's values fit into.
-template <class E, class Contract_>
-struct OnTensorCores {
-    using X = E;
-    using W = E;
-    using T = float;
-    using Logits = Mma<E>;
-    using Contract = Contract_;
-    static constexpr int STEP_SHARED = MARGIN_LOSS_STEP_SHARED_TENSOR;
-};
-
-// Blocks that a multiprocessor is to have room for in registers.
-template <class Kind>
-constexpr int BLOCKS = sizeof(typename Kind::T) == 8 ? 2 : 3;
-
-// What a call's phases leave to each other: in global memory, or in the block's own where one block makes several of them. The host's
-// addresses are then offsets into that.
-template <class T>
-struct Scratch {
-    RowState<T> *rows;       // (N)
-    Norm<T> *class_norms;    // (C)
-    Statistics<T> *partials; // (splits, N)
-    void *g;                 // of the chunk: G (rows, stride)
-    T *class_dots;           // of the chunk: (row tiles, stride)
-    bool g_on_chip;
-
-    // The block's memory where it holds what the call has (`of_call`), what the chunk has (`of_chunk`); null where that is global.
-    __device__ Scratch(const MarginLossCall &call, unsigned char *of_call = nullptr)
-        : rows(at<RowState<T>>(of_call, call.rows)), class_norms(at<Norm<T>>(of_call, call.class_norms)),
-          partials(at<Statistics<T>>(of_call, call.partials)), g(nullptr), class_dots(nullptr), g_on_chip(false) {}
-
-    __device__ Scratch(const MarginLossCall &call, const MarginLossChunk &chunk, unsigned char *of_call = nullptr, unsigned char *of_chunk = nullptr)
-        : Scratch(call, of_call) {
-        g = at<void>(of_chunk, chunk.g), class_dots = at<T>(of_chunk, chunk.class_dots), g_on_chip = of_chunk != nullptr;
-    }
-
-    template <class P>
-    __device__ static P *at(unsigned char *own, void *given) {
-        return reinterpret_cast<P *>(reinterpret_cast<unsigned long long>(own) + reinterpret_cast<unsigned long long>(given));
-    }
-};
-
-// y, IGNORED or BAD_LABEL
-__device__ inline int label_of(const MarginLossCall &call, i64 row) {
-    i64 at = row * call.label_stride;
-    i64 label = call.labels_are_wide ? static_cast<const i64 *>(call.labels)[at]
-                                     : i64(static_cast<const unsigned int *>(call.labels)[at]);
-    if (call.options.has_ignore_index && label == call.options.ignore_index) return IGNORED;
-    return label >= 0 && label < call.c ? int(label) : BAD_LABEL;
-}
-
-// The sample weight, 1 where there are none.
-__device__ inline double sample_weight_of(const MarginLossCall &call, i64 row) {
-    i64 at = row * call.sample_weight_stride;
-    switch (call.sample_weight_type) {
-    case MARGIN_LOSS_F16: return widen(static_cast<const __half *>(call.sample_weights)[at]);
-    case MARGIN_LOSS_BF16: return widen(static_cast<const __nv_bfloat16 *>(call.sample_weights)[at]);
-    case MARGIN_LOSS_F32: return static_cast<const float *>(call.sample_weights)[at];
-    case MARGIN_LOSS_F64: return static_cast<const double *>(call.sample_weights)[at];
-    default: return 1.0;
-    }
-}
 
 // z·log₂e = scale2·c + prior2
 template <class T>
@@ -290,78 +187,6 @@ __device__ inline Statistics<T> merge_halves(const Statistics<T> &own) {
     exchange(row.best_class, other.best_class);
     merge(row, other);
     return row;
-}
-
-// A row's outputs and its state for backward, from its statistics over all classes.
-template <class T>
-__device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows, i64 row, int label, const Norm<T> &norm, const Statistics<T> &statistics) {
-    const MarginLossOptions &options = call.options;
-    T per_sample = T(0), target_cosine = T(0);
-    unsigned int predicted = 0xffffffffu;
-    bool hard = false;
-    RowState<T> state = {norm, T(0), T(0), T(0), T(0), T(0), label, 0.0};
-    if (label >= 0) {
-        predicted = static_cast<unsigned int>(statistics.best_class);
-        hard = statistics.best_class != label; // eq. (9)
-        target_cosine = statistics.target;
-        double prior = options.prior != nullptr ? options.prior[label] : 0.0;
-        double scale = double(scale2<T>(options)) / LOG2_E;
-        Finished f = finish(options, statistics, scale, double(call.c), options.angular[label], options.additive[label], prior, hard);
-        double sample_weight = sample_weight_of(call, row);
-        if (!(sample_weight >= 0.0 && sample_weight < INFINITY)) {
-            state.label = BAD_WEIGHT;
-        } else {
-            state.weight = sample_weight * (options.weights != nullptr ? options.weights[label] : 1.0);
-            per_sample = T(state.weight * f.loss);
-            state.max = statistics.max;
-            state.others = T(f.others), state.target = T(f.target), state.dot = T(f.dot), state.cosine = statistics.target;
-        }
-    }
-    if (state.label == BAD_LABEL || state.label == BAD_WEIGHT) per_sample = target_cosine = T(NAN);
-    static_cast<T *>(call.per_sample)[row] = per_sample;
-    static_cast<T *>(call.target_cosine)[row] = target_cosine;
-    call.predicted[row] = predicted;
-    call.hard[row] = hard;
-    rows[row] = state;
-}
-
-// Spec step 7, by one block: the sum of the rows' losses, what the reduction multiplies by (given back to every thread), and the first row
-// that cannot be. Outputs only if `write`.
-template <class T>
-__device__ inline double reduce_rows(const MarginLossCall &call, const RowState<T> *rows, bool write) {
-    const T *losses = static_cast<const T *>(call.per_sample);
-    double loss = 0.0, count = 0.0, weight = 0.0;
-    double first_bad = double(call.n);
-    for (i64 i = threadIdx.x; i < call.n; i += THREADS) {
-        loss += losses[i];
-        if (rows[i].label != IGNORED) count += 1.0, weight += rows[i].weight;
-        if (rows[i].label < IGNORED && double(i) < first_bad) first_bad = double(i);
-    }
-    count = block_sum(count), weight = block_sum(weight);
-    double denominator = call.options.reduction == MARGIN_LOSS_REDUCE_MEAN            ? count
-                         : call.options.reduction == MARGIN_LOSS_REDUCE_WEIGHTED_MEAN ? weight
-                                                                                      : 1.0;
-    // Nothing left: 0, not NaN.
-    double factor = denominator == 0.0 ? 0.0 : 1.0 / denominator;
-    if (!write) return factor;
-    loss = block_sum(loss);
-    __shared__ double bad[THREADS];
-    bad[threadIdx.x] = first_bad;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int t = 1; t < THREADS; t++) first_bad = bad[t] < first_bad ? bad[t] : first_bad;
-        *call.factor = factor;
-        if (call.loss != nullptr) *static_cast<T *>(call.loss) = T(loss * factor);
-        *call.bad_row = first_bad < double(call.n) ? static_cast<unsigned long long>(first_bad) + 1 : 0;
-    }
-    return factor;
-}
-
-// (∂L/∂ℓ)·ω·s of a row: what its q_ij are multiplied by.
-template <class T>
-__device__ inline double coefficient(const MarginLossCall &call, i64 row, const RowState<T> &state, double factor) {
-    double upstream = call.upstream != nullptr ? double(static_cast<const T *>(call.upstream)[row]) : 1.0;
-    return upstream * factor * state.weight * call.options.scale;
 }
 
 } // namespace margin_loss

@@ -1,0 +1,67 @@
+// What a call's phases leave to each other, and where: rows' states, norms, statistics, g.
+#ifndef MARGIN_LOSS_MEMORY_CUH
+#define MARGIN_LOSS_MEMORY_CUH
+
+#include "tile.cuh"
+
+namespace margin_loss {
+
+// What backward takes of a row.
+template <class T>
+struct RowState {
+    Norm<T> norm;
+    T max;         // of z·log₂e over non-targets
+    T others;      // Finished::others
+    T target;      // Finished::target
+    T dot;         // Finished::dot
+    T cosine;      // c_iy
+    int label;     // y, or one of the below
+    double weight; // ω_y times the sample weight
+};
+
+static_assert(sizeof(RowState<float>) == MARGIN_LOSS_ROW_STATE_F32 && sizeof(RowState<double>) == MARGIN_LOSS_ROW_STATE_F64, "RowState");
+static_assert(sizeof(Norm<float>) == MARGIN_LOSS_NORM_F32 && sizeof(Norm<double>) == MARGIN_LOSS_NORM_F64, "Norm");
+static_assert(sizeof(Statistics<float>) == MARGIN_LOSS_STATISTICS_F32 && sizeof(Statistics<double>) == MARGIN_LOSS_STATISTICS_F64, "Statistics");
+
+// The label is the ignore index; the label is no class; the sample weight is negative or not finite.
+constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
+
+// What a call's phases leave to each other: in global memory, or in the block's own where one block makes several of them. The host's
+// addresses are then offsets into that.
+template <class T>
+struct Scratch {
+    RowState<T> *rows;       // (N)
+    Norm<T> *class_norms;    // (C)
+    Statistics<T> *partials; // (splits, N)
+    void *g;                 // of the chunk: G (rows, stride)
+    T *class_dots;           // of the chunk: (row tiles, stride)
+    bool g_on_chip;
+
+    // The block's memory where it holds what the call has (`of_call`), what the chunk has (`of_chunk`); null where that is global.
+    __device__ Scratch(const MarginLossCall &call, unsigned char *of_call = nullptr)
+        : rows(at<RowState<T>>(of_call, call.rows)), class_norms(at<Norm<T>>(of_call, call.class_norms)),
+          partials(at<Statistics<T>>(of_call, call.partials)), g(nullptr), class_dots(nullptr), g_on_chip(false) {}
+
+    __device__ Scratch(const MarginLossCall &call, const MarginLossChunk &chunk, unsigned char *of_call = nullptr, unsigned char *of_chunk = nullptr)
+        : Scratch(call, of_call) {
+        g = at<void>(of_chunk, chunk.g), class_dots = at<T>(of_chunk, chunk.class_dots), g_on_chip = of_chunk != nullptr;
+    }
+
+    template <class P>
+    __device__ static P *at(unsigned char *own, void *given) {
+        return reinterpret_cast<P *>(reinterpret_cast<unsigned long long>(own) + reinterpret_cast<unsigned long long>(given));
+    }
+};
+
+// y, IGNORED or BAD_LABEL
+__device__ inline int label_of(const MarginLossCall &call, i64 row) {
+    i64 at = row * call.label_stride;
+    i64 label = call.labels_are_wide ? static_cast<const i64 *>(call.labels)[at]
+                                     : i64(static_cast<const unsigned int *>(call.labels)[at]);
+    if (call.options.has_ignore_index && label == call.options.ignore_index) return IGNORED;
+    return label >= 0 && label < call.c ? int(label) : BAD_LABEL;
+}
+
+} // namespace margin_loss
+
+#endif

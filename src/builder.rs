@@ -1,0 +1,318 @@
+//! [`MarginLossBuilder`]: options, checked, to [`Params`].
+
+use crate::counts::ClassCounts;
+use crate::error::{Error, Result};
+use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
+use crate::options::{ClassWeights, Params, Prior, Reduction};
+
+/// Sets a [`MarginLoss`](crate::MarginLoss)'s options; [`build`](MarginLossBuilder::build) checks that they make sense together.
+#[derive(Debug, Clone)]
+pub struct MarginLossBuilder {
+    classes: usize,
+    counts: Option<ClassCounts>,
+    scale: f64,
+    margin: Margin,
+    gate: InstanceGate,
+    instance_strength: Option<f64>,
+    angle_range: Option<AngleRange>,
+    gradient: TargetGradient,
+    prior: Prior,
+    weights: ClassWeights,
+    reduction: Reduction,
+    ignore_index: Option<i64>,
+    label_smoothing: f64,
+    workspace_bytes: Option<usize>,
+    check_labels: bool,
+    streaming: bool,
+}
+
+impl MarginLossBuilder {
+    pub(crate) fn new(classes: usize) -> Self {
+        Self {
+            classes,
+            counts: None,
+            scale: 32.0,
+            margin: Margin::None,
+            gate: InstanceGate::Off,
+            instance_strength: None,
+            angle_range: None,
+            gradient: TargetGradient::Exact,
+            prior: Prior::None,
+            weights: ClassWeights::None,
+            reduction: Reduction::Mean,
+            ignore_index: None,
+            label_smoothing: 0.0,
+            workspace_bytes: None,
+            check_labels: true,
+            streaming: false,
+        }
+    }
+
+    /// The training samples per class, for the options that need them.
+    pub fn counts(mut self, counts: &ClassCounts) -> Self {
+        self.counts = Some(counts.clone());
+        self
+    }
+
+    /// The scale s > 0 of the cosines. Default 32.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
+    /// The margin family. Default [`Margin::None`].
+    pub fn margin(mut self, margin: Margin) -> Self {
+        self.margin = margin;
+        self
+    }
+
+    /// Which samples get the instance margin; needs an angular margin. Default [`InstanceGate::Off`].
+    pub fn instance_gate(mut self, gate: InstanceGate) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// The strength λ ≥ 0 of the instance margin; needs an instance gate. Default 1.
+    pub fn instance_strength(mut self, lambda: f64) -> Self {
+        self.instance_strength = Some(lambda);
+        self
+    }
+
+    /// What happens to angles beyond π; needs a margin on the angle. Default [`AngleRange::Monotone`] for SphereFace, else [`AngleRange::Wrap`].
+    pub fn angle_range(mut self, angle_range: AngleRange) -> Self {
+        self.angle_range = Some(angle_range);
+        self
+    }
+
+    /// How the gradient passes through the margin. Default [`TargetGradient::Exact`].
+    pub fn target_gradient(mut self, gradient: TargetGradient) -> Self {
+        self.gradient = gradient;
+        self
+    }
+
+    /// What is added to the logits for the classes' frequency. Default [`Prior::None`].
+    pub fn prior(mut self, prior: Prior) -> Self {
+        self.prior = prior;
+        self
+    }
+
+    /// The weight of a row's loss by class. Default [`ClassWeights::None`].
+    pub fn class_weights(mut self, weights: ClassWeights) -> Self {
+        self.weights = weights;
+        self
+    }
+
+    /// How the rows' losses become one. Default [`Reduction::Mean`].
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Rows with this label have no loss, no gradient and no part in any denominator. Default: none.
+    pub fn ignore_index(mut self, index: i64) -> Self {
+        self.ignore_index = Some(index);
+        self
+    }
+
+    /// α of the target distribution (1 − α)·onehot + α/C, 0 ≤ α < 1. Default 0.
+    pub fn label_smoothing(mut self, alpha: f64) -> Self {
+        self.label_smoothing = alpha;
+        self
+    }
+
+    /// The memory that a call may use beyond inputs, outputs, gradients and O(N + C), in bytes. Default [`DEFAULT_WORKSPACE_BYTES`](crate::DEFAULT_WORKSPACE_BYTES) on the CPU
+    /// and [`DEFAULT_CUDA_WORKSPACE_BYTES`](crate::DEFAULT_CUDA_WORKSPACE_BYTES) on a CUDA device.
+    ///
+    /// Less than 1 MiB is taken as 1 MiB; what one row of D features and one tile of classes need is taken in any case.
+    pub fn workspace_bytes(mut self, bytes: usize) -> Self {
+        self.workspace_bytes = Some(bytes);
+        self
+    }
+
+    /// Whether a call on a CUDA device waits for the device to say that every label and sample weight is one, and gives an error where not.
+    /// Default true.
+    ///
+    /// That is the one moment where a call waits for the device; without it a call can be captured into a CUDA graph. A label or sample weight that
+    /// cannot be never reaches memory in either case: its row's loss is NaN, and so is every gradient it reaches. On the CPU the check is always on.
+    pub fn check_labels(mut self, check: bool) -> Self {
+        self.check_labels = check;
+        self
+    }
+
+    /// Whether a CUDA device always takes the streaming kernels, of any size, and never the one launch that keeps the cosines on chip where they
+    /// fit. Default false. Both give the same numbers to rounding; a device shared with other work may not want to be held by one launch.
+    pub fn streaming(mut self, streaming: bool) -> Self {
+        self.streaming = streaming;
+        self
+    }
+
+    /// The options, checked, as the paths read them.
+    pub(crate) fn params(self) -> Result<Params> {
+        let classes = self.classes;
+        if classes == 0 {
+            return Err(Error::Option("at least one class is needed, C is 0".into()));
+        }
+        if let Some(counts) = &self.counts
+            && counts.classes() != classes
+        {
+            return Err(Error::Counts(format!("{} counts for {classes} classes", counts.classes())));
+        }
+        if !(self.scale.is_finite() && self.scale > 0.0) {
+            return Err(Error::Option(format!("the scale s must be positive and finite, it is {}", self.scale)));
+        }
+        let (m1, angular, additive) = self.margin_tables()?;
+        let on_angle = m1 != 1.0 || !matches!(self.margin, Margin::None | Margin::CosFace { .. } | Margin::Ldam { .. });
+        let margin = self.margin.name();
+        if self.gate != InstanceGate::Off && !self.has_class_margin() {
+            return Err(Error::Option(format!(
+                "the instance gate scales an angular class margin, and {margin} has none"
+            )));
+        }
+        if self.gate == InstanceGate::Off {
+            if self.instance_strength.is_some() {
+                return Err(Error::Option("an instance strength λ is set, but the instance gate is off".into()));
+            }
+            if self.gradient == TargetGradient::DetachDifficulty {
+                return Err(Error::Option("the difficulty can only be detached where an instance gate is on".into()));
+            }
+        }
+        if self.angle_range.is_some() && !on_angle {
+            return Err(Error::Option(format!("an angle range is set, but {margin} does not change the angle")));
+        }
+        let instance_strength = self.instance_strength.unwrap_or(1.0);
+        range("the instance strength λ", instance_strength, 0.0, f64::MAX)?;
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            return Err(Error::Option(format!(
+                "the label smoothing α must be in 0 ≤ α < 1, it is {}",
+                self.label_smoothing
+            )));
+        }
+        let default_range = match self.margin {
+            Margin::SphereFace { .. } => AngleRange::Monotone,
+            _ => AngleRange::Wrap,
+        };
+        let rule = MarginRule {
+            m1,
+            gate: self.gate,
+            instance_strength,
+            angle_range: self.angle_range.unwrap_or(default_range),
+            gradient: self.gradient,
+        };
+        Ok(Params {
+            classes,
+            scale: self.scale,
+            rule,
+            angular,
+            additive,
+            log_prior: self.log_prior()?,
+            weights: self.weight_table()?,
+            reduction: self.reduction,
+            ignore_index: self.ignore_index,
+            label_smoothing: self.label_smoothing,
+            workspace_bytes: self.workspace_bytes.map(|bytes| bytes.max(1 << 20)),
+            check_labels: self.check_labels,
+            streaming: self.streaming,
+        })
+    }
+
+    fn needed_counts(&self, what: &str) -> Result<&ClassCounts> {
+        self.counts.as_ref().ok_or_else(|| Error::Option(format!("{what} needs class counts")))
+    }
+
+    fn has_class_margin(&self) -> bool {
+        match &self.margin {
+            Margin::None | Margin::SphereFace { .. } | Margin::CosFace { .. } | Margin::Ldam { .. } => false,
+            Margin::ArcFace { .. } | Margin::Dbm { .. } => true,
+            Margin::Combined { m2, .. } => *m2 != 0.0,
+            Margin::PerClass { angular, .. } => angular.iter().any(|&a| a != 0.0),
+        }
+    }
+
+    /// (m1, A, B)
+    fn margin_tables(&self) -> Result<(f64, Vec<f64>, Vec<f64>)> {
+        use std::f64::consts::PI;
+        let all = |value: f64| vec![value; self.classes];
+        let name = self.margin.name();
+        let angle = |value: f64| range(&format!("{name}: the angular margin"), value, 0.0, PI);
+        let cosine = |value: f64| range(&format!("{name}: the cosine margin"), value, 0.0, 2.0);
+        let factor = |value: f64| range(&format!("{name}: the angle's factor"), value, 1.0, 1e3);
+        Ok(match &self.margin {
+            Margin::None => (1.0, all(0.0), all(0.0)),
+            Margin::SphereFace { m } => (factor(*m)?, all(0.0), all(0.0)),
+            Margin::CosFace { m } => (1.0, all(0.0), all(cosine(*m)?)),
+            Margin::ArcFace { m } => (1.0, all(angle(*m)?), all(0.0)),
+            Margin::Ldam { max_m } => (1.0, all(0.0), self.needed_counts("LDAM")?.ldam_margins(cosine(*max_m)?)),
+            Margin::Dbm { k, tau } => {
+                range("DBM: the frequency exponent τ", *tau, 0.0, f64::MAX)?;
+                (
+                    1.0,
+                    self.needed_counts("DBM")?.dbm_margins(range("DBM: the margin scale K", *k, 0.0, PI)?, *tau),
+                    all(0.0),
+                )
+            }
+            Margin::Combined { m1, m2, m3 } => (factor(*m1)?, all(angle(*m2)?), all(cosine(*m3)?)),
+            Margin::PerClass { m1, angular, cosine } => {
+                self.table("the per-class angular margin", angular, -PI, PI)?;
+                self.table("the per-class cosine margin", cosine, -2.0, 2.0)?;
+                (factor(*m1)?, angular.clone(), cosine.clone())
+            }
+        })
+    }
+
+    fn log_prior(&self) -> Result<Vec<f64>> {
+        let mut prior = match &self.prior {
+            Prior::None => return Ok(vec![0.0; self.classes]),
+            Prior::BalancedSoftmax { tau } => {
+                let tau = range("the prior's exponent τ", *tau, 0.0, 1e6)?;
+                let counts = self.needed_counts("balanced softmax")?;
+                counts.log_priors().iter().map(|log_p| tau * log_p).collect()
+            }
+            Prior::LogPrior(values) => {
+                self.table("the log prior", values, f64::MIN, f64::MAX)?;
+                values.clone()
+            }
+        };
+        let largest = prior.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        prior.iter_mut().for_each(|value| *value -= largest);
+        Ok(prior)
+    }
+
+    fn weight_table(&self) -> Result<Vec<f64>> {
+        match &self.weights {
+            ClassWeights::None => Ok(vec![1.0; self.classes]),
+            ClassWeights::ClassBalanced { beta } => {
+                self.needed_counts("class-balanced weighting")?.class_balanced_weights(*beta)
+            }
+            ClassWeights::ClassBalancedNormalized { beta } => {
+                self.needed_counts("class-balanced weighting")?.class_balanced_weights_normalized(*beta)
+            }
+            ClassWeights::PerClass(weights) => {
+                self.table("the class weight", weights, 0.0, f64::MAX)?;
+                Ok(weights.clone())
+            }
+        }
+    }
+
+    fn table(&self, what: &str, values: &[f64], low: f64, high: f64) -> Result<()> {
+        if values.len() != self.classes {
+            return Err(Error::Option(format!("{what}: {} values for {} classes", values.len(), self.classes)));
+        }
+        for (class, &value) in values.iter().enumerate() {
+            range(&format!("{what} of class {class}"), value, low, high)?;
+        }
+        Ok(())
+    }
+}
+
+/// `value`, if it is finite and in `low..=high`.
+fn range(what: &str, value: f64, low: f64, high: f64) -> Result<f64> {
+    if value.is_finite() && (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    let bounds = match (low == f64::MIN, high == f64::MAX) {
+        (true, true) => "finite".to_string(),
+        (false, true) => format!("finite and at least {low}"),
+        _ => format!("in {low}..={high}"),
+    };
+    Err(Error::Option(format!("{what} must be {bounds}, it is {value}")))
+}

@@ -1,0 +1,70 @@
+//! A call's inputs, how it is cut, and how its pieces are dealt to threads: what every step reads.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::numeric::{Element, Real};
+use super::plan::Plan;
+use super::view::Rows;
+use crate::options::{DEFAULT_WORKSPACE_BYTES, Params};
+use crate::problem::{Problem, Targets};
+
+/// A call's inputs and how it is cut.
+pub(super) struct Call<'a, X: Element, W> {
+    pub params: &'a Params,
+    pub targets: &'a Targets,
+    pub n: usize,
+    pub c: usize,
+    pub d: usize,
+    /// X (N, D)
+    pub x: Rows<'a, X>,
+    /// W (C, D)
+    pub w: Rows<'a, W>,
+    pub plan: Plan,
+    pub arch: Arch,
+}
+
+/// A class's part in the logits: z = s·c + b.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Logit<T> {
+    /// s
+    pub scale: T,
+    /// b_j
+    pub prior: T,
+}
+
+impl<T: Real> Logit<T> {
+    #[inline(always)]
+    pub fn of(self, cosine: T) -> T {
+        self.scale.mul_add(cosine, self.prior)
+    }
+}
+
+impl<'a, X, W> Call<'a, X, W>
+where
+    X: Element,
+    W: Element<Acc = X::Acc>,
+{
+    pub fn new(problem: &Problem<'a>, targets: &'a Targets, x: Rows<'a, X>, w: Rows<'a, W>) -> Self {
+        let (n, c, d) = (problem.n, problem.c, problem.d);
+        let params = problem.params();
+        let budget = params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES);
+        let copies = W::as_acc(&[]).is_none();
+        let plan = Plan::new(targets.rows.len().max(1), c, d, size_of::<X::Acc>(), budget, copies);
+        Self { params, targets, n, c, d, x, w, plan, arch: Arch::new() }
+    }
+
+    /// Does each piece of work, side by side where the problem is worth waking threads for.
+    pub fn each<I: Send>(&self, pieces: Vec<I>, work: impl Fn(I) + Sync + Send) {
+        if self.plan.lanes > 1 {
+            pieces.into_par_iter().for_each(work);
+        } else {
+            pieces.into_iter().for_each(work);
+        }
+    }
+
+    #[inline(always)]
+    pub fn logit(&self, class: usize) -> Logit<X::Acc> {
+        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[class]) }
+    }
+}

@@ -1,0 +1,88 @@
+//! Step 3: from a row's statistics over all classes to its loss and what its gradient needs, in f64.
+
+use super::call::Call;
+use super::numeric::{Element, Real};
+use super::statistics::Accumulated;
+use crate::problem::TargetRow;
+
+/// What is known of a row that is not ignored: its loss, and enough for its gradient.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowState {
+    /// ℓ, weighted
+    pub loss: f64,
+    /// argmax_j c_ij
+    pub predicted: u32,
+    /// 1[predicted ≠ y]
+    pub hard: bool,
+    /// c_iy
+    pub cosine: f64,
+    /// ψ′
+    pub(super) dpsi: f64,
+    /// max_{j≠y} z_ij
+    pub(super) max: f64,
+    /// Σ_{j≠y} exp(z_ij − max)
+    pub(super) sum: f64,
+    /// δ = logsumexp_{j≠y} z_ij − z_iy
+    pub(super) delta: f64,
+}
+
+impl<X, W> Call<'_, X, W>
+where
+    X: Element,
+    W: Element<Acc = X::Acc>,
+{
+    /// The states of a block's rows, once all classes are folded.
+    pub fn finish(&self, all: &Accumulated, rows: &[TargetRow]) -> impl Iterator<Item = RowState> {
+        let params = self.params;
+        let alpha = params.label_smoothing;
+        let prior_sum: f64 = if alpha > 0.0 { params.log_prior.iter().sum() } else { 0.0 };
+        rows.iter().enumerate().map(move |(i, target)| {
+            let y = target.class as usize;
+            let (cosine, predicted) = (all.target[i], all.best_class[i]);
+            let hard = predicted != target.class; // eq. (9)
+            let (angular, additive) = (params.angular[y], params.additive[y]);
+            let margin = params.rule.target(cosine, angular, additive, hard, X::Acc::SIN_FLOOR);
+            let z_y = params.scale * margin.psi + params.log_prior[y];
+            let (max, sum) = (all.max[i], all.sum[i]);
+            let delta = max + sum.ln() - z_y; // −∞ for C = 1
+            let mut loss = softplus(delta); // eqs. (5), (10), (11)
+            if alpha > 0.0 {
+                let others = params.scale * all.total[i] + (prior_sum - params.log_prior[y]);
+                loss += alpha * (z_y - (others + z_y) / params.classes as f64);
+            }
+            let loss = target.weight * loss;
+            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, max, sum, delta }
+        })
+    }
+}
+
+/// ln(1 + e^x)
+fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// 1 / (1 + e^−x)
+pub(super) fn sigmoid(x: f64) -> f64 {
+    if x >= 0.0 {
+        1.0 / (1.0 + (-x).exp())
+    } else {
+        let e = x.exp();
+        e / (1.0 + e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softplus_and_sigmoid_keep_their_tails() {
+        assert_eq!(softplus(f64::NEG_INFINITY), 0.0);
+        assert_eq!(sigmoid(f64::NEG_INFINITY), 0.0);
+        assert!((softplus(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
+        assert!((sigmoid(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
+        assert_eq!(softplus(1e4), 1e4);
+        assert_eq!(sigmoid(1e4), 1.0);
+        assert!(softplus(f64::NAN).is_nan() && sigmoid(f64::NAN).is_nan());
+    }
+}

@@ -1,0 +1,131 @@
+//! Step 1: X̂ of a block of rows; and a tile of W's rows as the products take them.
+
+use std::ops::Range;
+
+use super::call::Call;
+use super::norm::{Norm, normalize};
+use super::numeric::{Element, Real};
+use super::product::Matrix;
+use crate::problem::TargetRow;
+
+/// Rows handed out together where rows are independent.
+pub(super) const PIECE: usize = 16;
+
+/// A block of rows, made ready.
+pub(super) struct Block<'b, T> {
+    pub rows: &'b [TargetRow],
+    /// X̂ (R, D)
+    pub unit: &'b [T],
+    /// X̂ᵀ (D, R)
+    pub unit_t: &'b [T],
+    pub norms: Vec<Norm>,
+    /// (class, row of the block), sorted
+    by_class: Vec<(u32, u32)>,
+}
+
+impl<T> Block<'_, T> {
+    /// The rows whose targets are in `classes`, by class.
+    pub fn targets_in(&self, classes: &Range<usize>) -> &[(u32, u32)] {
+        let start = self.by_class.partition_point(|&(class, _)| (class as usize) < classes.start);
+        let end = self.by_class.partition_point(|&(class, _)| (class as usize) < classes.end);
+        &self.by_class[start..end]
+    }
+}
+
+/// Takes the rows of one class off the front of sorted (class, row) pairs.
+#[inline(always)]
+pub(super) fn take_class<'t>(targets: &mut &'t [(u32, u32)], class: u32) -> &'t [(u32, u32)] {
+    let count = targets.iter().take_while(|&&(of, _)| of == class).count();
+    let (taken, rest) = targets.split_at(count);
+    *targets = rest;
+    taken
+}
+
+/// A tile of W as the products take it: Ŵ_j = σ_j · row j.
+pub(super) struct Tile<'t, T> {
+    pub rows: Matrix<'t, T>,
+    data: &'t [T],
+    row_stride: usize,
+}
+
+impl<'t, T: Real> Tile<'t, T> {
+    #[inline(always)]
+    pub fn row(&self, j: usize, d: usize) -> &'t [T] {
+        &self.data[j * self.row_stride..][..d]
+    }
+}
+
+impl<'a, X, W> Call<'a, X, W>
+where
+    X: Element,
+    W: Element<Acc = X::Acc>,
+{
+    /// Step 1: X̂ of a block's rows, and X̂ᵀ: `gemm` packs a left operand whose columns are not contiguous, and with X̂ it would pack all
+    /// of it for every tile of W (a quarter of the cosines' time at 256 classes a tile).
+    pub fn load<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
+        let (d, count) = (self.d, rows.len());
+        let (unit, unit_t) = unit.split_at_mut(self.plan.rows * d);
+        let (unit, unit_t) = (&mut unit[..count * d], &mut unit_t[..count * d]);
+        let mut norms = vec![Norm { inverse: 0.0, projects: false, long: false }; count];
+        let pieces = rows.chunks(PIECE).zip(unit.chunks_mut(PIECE * d)).zip(norms.chunks_mut(PIECE));
+        self.each(pieces.collect(), |((rows, unit), norms)| {
+            self.arch.dispatch(
+                #[inline(always)]
+                || {
+                    for ((target, unit), norm) in rows.iter().zip(unit.chunks_exact_mut(d)).zip(norms) {
+                        self.x.widen_row(target.row, unit);
+                        *norm = Norm::of(unit);
+                        normalize(unit, *norm);
+                    }
+                },
+            );
+        });
+        self.each(unit_t.chunks_mut(PIECE * count).enumerate().collect(), |(piece, unit_t)| {
+            for (i, row) in unit.chunks_exact(d).enumerate() {
+                for (column, &value) in unit_t.chunks_exact_mut(count).zip(&row[piece * PIECE..]) {
+                    column[i] = value;
+                }
+            }
+        });
+        let mut by_class: Vec<_> = rows.iter().enumerate().map(|(i, target)| (target.class, i as u32)).collect();
+        by_class.sort_unstable();
+        Block { rows, unit, unit_t, norms, by_class }
+    }
+
+    /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.
+    #[inline(always)]
+    pub fn tile<'t>(
+        &self,
+        classes: Range<usize>,
+        norms: &mut [Option<Norm>],
+        scratch: &'t mut Vec<X::Acc>,
+    ) -> Tile<'t, X::Acc>
+    where
+        'a: 't,
+    {
+        let (d, count) = (self.d, classes.len());
+        if let Some((data, row_stride)) = self.w.borrow(classes.start) {
+            for (j, norm) in norms.iter_mut().enumerate() {
+                if norm.is_none() {
+                    *norm = Some(Norm::of(&data[j * row_stride..][..d]));
+                }
+            }
+            if !norms.iter().flatten().any(|norm| norm.long) {
+                return Tile { rows: Matrix::of_rows(data, count, d, row_stride), data, row_stride };
+            }
+        }
+        scratch.resize(count * d, X::Acc::ZERO);
+        for ((class, row), norm) in classes.zip(scratch.chunks_exact_mut(d)).zip(norms) {
+            self.w.widen_row(class, row);
+            let known = match *norm {
+                Some(known) => known,
+                None => Norm::of(row),
+            };
+            *norm = Some(known);
+            if known.long {
+                normalize(row, known);
+            }
+        }
+        Tile { rows: Matrix::of_rows(scratch, count, d, d), data: scratch, row_stride: d }
+    }
+}

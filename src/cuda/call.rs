@@ -1,0 +1,137 @@
+//! A call's arguments, as the kernels take them, and what its launchers need to know beside them.
+
+use std::sync::Arc;
+
+use candle_core::{CudaDevice, DType, Tensor};
+use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
+
+use super::device::limits;
+use super::kind::{Accumulator, Kind, sizes};
+use super::memory::{by_rows, pointer};
+use super::params::{self, MarginLossCall, MarginLossChunk};
+use super::plan::{Chunk, Limits, Sizes, align};
+use super::tables::TablePool;
+use crate::error::Result;
+use crate::options::DEFAULT_CUDA_WORKSPACE_BYTES;
+use crate::problem::Problem;
+
+/// A call on its device: what plans are made from, and the arguments of its kernels.
+pub(super) struct Call<'a> {
+    pub problem: &'a Problem<'a>,
+    pub device: &'a CudaDevice,
+    pub stream: &'a Arc<CudaStream>,
+    pub kind: Kind,
+    pub sizes: Sizes,
+    pub limits: Limits,
+    /// Bytes of workspace
+    pub budget: usize,
+    /// Sizes, options and inputs are set; the rest is null until a launcher sets it.
+    pub arguments: MarginLossCall,
+}
+
+/// Lends `work` a call.
+pub(super) fn with_call<R>(
+    problem: &Problem,
+    tables: &TablePool,
+    work: impl FnOnce(&mut Call) -> Result<R>,
+) -> Result<R> {
+    let device = problem.features.device().as_cuda_device()?;
+    let stream = device.cuda_stream();
+    let tables = tables.on(device, problem.params())?;
+    let ((angular, _a), (additive, _b)) = (tables.angular.device_ptr(&stream), tables.additive.device_ptr(&stream));
+    let (prior, weights) = (
+        tables.prior.as_ref().map(|prior| prior.device_ptr(&stream)),
+        tables.weights.as_ref().map(|weights| weights.device_ptr(&stream)),
+    );
+    let address = |table: &Option<(u64, SyncOnDrop)>| table.as_ref().map_or(0, |(address, _)| *address);
+    let sin_floor = if problem.accumulation_dtype() == DType::F64 { f64::SIN_FLOOR } else { f32::SIN_FLOOR };
+    let mut options = params::options(problem.params(), sin_floor);
+    (options.angular, options.additive) = (angular as _, additive as _);
+    (options.prior, options.weights) = (address(&prior) as _, address(&weights) as _);
+
+    // Rows may lie anywhere, their elements side by side.
+    let (x, w) = (by_rows(problem.features)?, by_rows(problem.weight)?);
+    let ((x_storage, x_layout), (w_storage, w_layout)) = (x.storage_and_layout(), w.storage_and_layout());
+    let ((x, _x), (w, _w)) = (pointer(&x_storage, x_layout, &stream)?, pointer(&w_storage, w_layout, &stream)?);
+    let (y_storage, y_layout) = problem.labels.storage_and_layout();
+    let (labels, _y) = pointer(&y_storage, y_layout, &stream)?;
+    let weights = problem.sample_weights.map(|weights| weights.storage_and_layout());
+    let (sample_weights, _s) =
+        weights.as_ref().map(|(storage, layout)| pointer(storage, layout, &stream)).transpose()?.unzip();
+    let arguments = MarginLossCall {
+        options,
+        n: problem.n as i64,
+        c: problem.c as i64,
+        d: problem.d as i64,
+        x: x as _,
+        w: w as _,
+        labels: labels as _,
+        sample_weights: sample_weights.unwrap_or(0) as _,
+        x_stride: x_layout.stride()[0] as i64,
+        w_stride: w_layout.stride()[0] as i64,
+        label_stride: y_layout.stride()[0] as i64,
+        sample_weight_stride: weights.as_ref().map_or(0, |(_, layout)| layout.stride()[0] as i64),
+        labels_are_wide: (problem.labels.dtype() == DType::I64).into(),
+        sample_weight_type: match problem.sample_weights.map(Tensor::dtype) {
+            None => params::MARGIN_LOSS_NO_WEIGHTS,
+            Some(DType::F16) => params::MARGIN_LOSS_F16,
+            Some(DType::BF16) => params::MARGIN_LOSS_BF16,
+            Some(DType::F32) => params::MARGIN_LOSS_F32,
+            Some(_) => params::MARGIN_LOSS_F64,
+        } as i32,
+        ..Default::default()
+    };
+    let kind = Kind::of(problem);
+    work(&mut Call {
+        problem,
+        device,
+        stream: &stream,
+        kind,
+        sizes: sizes(problem, kind),
+        limits: limits(&stream)?,
+        budget: problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES),
+        arguments,
+    })
+}
+
+/// A chunk as the kernels take it, with its parts of the workspace.
+pub(super) fn chunk_arguments(
+    call: &MarginLossCall,
+    sizes: &Sizes,
+    chunk: &Chunk,
+    workspace: u64,
+    arrivals: u64,
+) -> MarginLossChunk {
+    let d = sizes.d;
+    let memory = &chunk.memory;
+    // What several chunks add to comes first: it stays where it is when the other parts change their sizes.
+    let dx_sums = workspace;
+    let dw_sums = dx_sums + align(memory.dx_sums) as u64;
+    let class_dots = dw_sums + align(memory.dw_sums) as u64;
+    let g = class_dots + align(memory.class_dots) as u64;
+    let partial_sums = g + align(memory.g) as u64;
+    let (rows, classes) = (chunk.rows.len(), chunk.classes.len());
+    // Where a gradient has the type of its sums, they are summed in it.
+    let in_place = |gradient: *mut std::ffi::c_void, first: usize| gradient as u64 + (first * d * sizes.sum) as u64;
+    MarginLossChunk {
+        row0: chunk.rows.start as i64,
+        rows: rows as i64,
+        class0: chunk.classes.start as i64,
+        classes: classes as i64,
+        g: g as _,
+        stride: chunk.stride as i64,
+        class_dots: class_dots as _,
+        partial_sums: partial_sums as _,
+        arrivals: arrivals as _,
+        dx_sums: if sizes.x < sizes.sum { dx_sums } else { in_place(call.dx, chunk.rows.start) } as _,
+        dw_sums: if sizes.w < sizes.sum { dw_sums } else { in_place(call.dw, chunk.classes.start) } as _,
+        dx_splits: chunk.dx_splits as i64,
+        dw_splits: chunk.dw_splits as i64,
+        dx: chunk.dx.into(),
+        dw: chunk.dw.into(),
+        first_classes: (chunk.classes.start == 0).into(),
+        last_classes: (chunk.classes.end == sizes.c).into(),
+        first_rows: (chunk.rows.start == 0).into(),
+        last_rows: (chunk.rows.end == sizes.n).into(),
+    }
+}

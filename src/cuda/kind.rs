@@ -1,0 +1,120 @@
+//! Which of a kernel's kinds a problem takes, and what that kind takes of memory.
+
+use candle_core::cuda::gemm_reduced_precision_f32;
+use candle_core::cuda_backend::CudaDType;
+use candle_core::{DType, Tensor};
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+
+use super::params;
+use super::plan::{KindSizes, Sizes};
+use crate::problem::Problem;
+
+/// The types that sums are in.
+pub(super) trait Accumulator: CudaDType + DeviceRepr + ValidAsZeroBits {
+    const ROW_STATE: usize;
+    const NORM: usize;
+    const STATISTICS: usize;
+    const SIN_FLOOR: f64;
+}
+
+impl Accumulator for f32 {
+    const ROW_STATE: usize = params::MARGIN_LOSS_ROW_STATE_F32 as usize;
+    const NORM: usize = params::MARGIN_LOSS_NORM_F32 as usize;
+    const STATISTICS: usize = params::MARGIN_LOSS_STATISTICS_F32 as usize;
+    const SIN_FLOOR: f64 = 0.000345266983001244; // √ε
+}
+
+impl Accumulator for f64 {
+    const ROW_STATE: usize = params::MARGIN_LOSS_ROW_STATE_F64 as usize;
+    const NORM: usize = params::MARGIN_LOSS_NORM_F64 as usize;
+    const STATISTICS: usize = params::MARGIN_LOSS_STATISTICS_F64 as usize;
+    const SIN_FLOOR: f64 = 1.4901161193847656e-8; // √ε
+}
+
+/// How a problem's products are made: `OnFma`, `OnTf32` and `OnTensorCores` in rows.cuh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub x: DType,
+    pub w: DType,
+    pub by: Products,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Products {
+    Fma,
+    Tf32,
+    TensorCores,
+}
+
+impl Kind {
+    /// Fewer dimensions are not worth a step of 64: padding would be most of it.
+    const LEAST_DIMENSIONS: usize = 16;
+
+    pub fn of(problem: &Problem) -> Self {
+        let (x, w) = (problem.features.dtype(), problem.weight.dtype());
+        let wide = problem.d >= Self::LEAST_DIMENSIONS;
+        let by = match (x, w) {
+            (DType::F64, _) => Products::Fma,
+            (DType::F16 | DType::BF16, w) if w == x && wide => Products::TensorCores,
+            // Candle's own switch, off unless the user sets it.
+            (_, DType::F32) if wide && gemm_reduced_precision_f32() => Products::Tf32,
+            _ => Products::Fma,
+        };
+        Self { x, w, by }
+    }
+
+    /// What its kernels' names end with.
+    pub fn suffix(self) -> String {
+        let (x, w) = (self.x.as_str(), self.w.as_str());
+        let types = if x == w { x.to_string() } else { format!("{x}_{w}") };
+        match self.by {
+            Products::Fma => types,
+            Products::Tf32 => format!("{types}_tf32"),
+            Products::TensorCores => format!("{types}_tensor"),
+        }
+    }
+
+    /// Bytes of an element of g: `Engine::G` of its contraction.
+    pub fn g(self) -> usize {
+        match (self.x, self.by) {
+            (DType::F64, _) => 8,
+            (DType::BF16, Products::TensorCores) => 2,
+            _ => 4,
+        }
+    }
+
+    /// What its kernels take: `Kind::STEP_SHARED` in rows.cuh, and the sizes that params.h has.
+    pub fn sizes(self) -> KindSizes {
+        let shared = match (self.x, self.by) {
+            (DType::F64, _) => params::MARGIN_LOSS_STEP_SHARED_F64,
+            (_, Products::Fma) => params::MARGIN_LOSS_STEP_SHARED_F32,
+            (_, Products::Tf32) => params::MARGIN_LOSS_STEP_SHARED_TF32,
+            (_, Products::TensorCores) => params::MARGIN_LOSS_STEP_SHARED_TENSOR,
+        };
+        let (statistics, row_state, norm) = match self.x {
+            DType::F64 => (f64::STATISTICS, f64::ROW_STATE, f64::NORM),
+            _ => (f32::STATISTICS, f32::ROW_STATE, f32::NORM),
+        };
+        KindSizes {
+            shared: shared as usize,
+            statistics,
+            row_state,
+            norm,
+            alone: if self.by == Products::Fma { 2 } else { 6 },
+        }
+    }
+}
+
+/// A problem's sizes as the plans take them.
+pub(super) fn sizes(problem: &Problem, kind: Kind) -> Sizes {
+    let bytes = |tensor: &Tensor| tensor.dtype().size_in_bytes();
+    Sizes {
+        n: problem.n,
+        c: problem.c,
+        d: problem.d,
+        x: bytes(problem.features),
+        w: bytes(problem.weight),
+        g: kind.g(),
+        sum: problem.accumulation_dtype().size_in_bytes(),
+    }
+}
