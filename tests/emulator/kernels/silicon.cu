@@ -95,3 +95,70 @@ extern "C" __global__ void all_wait_busily(float* o, unsigned* flag) {
     __syncthreads();
     o[blockIdx.x] = 1;
 }
+
+// The last step reads a stage that nobody has filled, and does not use it. What is used in a sum, an address or a branch is a fault, however it got there.
+enum Use { NONE, SUM, ADDRESS, BRANCH, SHUFFLED, CHOSEN, KEPT };
+template <Use USE> __device__ void prefetch(float* o, const float* a, int steps) {
+    __shared__ float s[3][32];
+    __shared__ float kept[32];
+    int t = threadIdx.x;
+    s[0][t] = a[t];
+    __syncthreads();
+    float next = s[0][t], sum = 0;
+    for (int i = 0; i < steps; ++i) {
+        float now = next;
+        if (i + 1 < steps) s[i + 1][t] = a[t];
+        __syncthreads();
+        next = ((volatile float*)s[i + 1])[t];
+        sum += now;
+    }
+    if (USE == SUM) sum += next;
+    if (USE == ADDRESS) sum = a[(int)next & 31];
+    if (USE == BRANCH) { if (next > 3) sum = *(volatile float*)(o + t); }
+    if (USE == SHUFFLED) sum += __shfl_down_sync(~0u, next, 1);
+    if (USE == CHOSEN) sum = t < steps ? sum : next;
+    if (USE == KEPT) {
+        ((volatile float*)kept)[t] = next * 2;
+        __syncthreads();
+        sum += kept[31 - t];
+    }
+    o[t] = sum;
+}
+extern "C" __global__ void prefetch_ok(float* o, const float* a, int steps) { prefetch<NONE>(o, a, steps); }
+extern "C" __global__ void prefetch_added(float* o, const float* a, int steps) { prefetch<SUM>(o, a, steps); }
+extern "C" __global__ void prefetch_address(float* o, const float* a, int steps) { prefetch<ADDRESS>(o, a, steps); }
+extern "C" __global__ void prefetch_branch(float* o, const float* a, int steps) { prefetch<BRANCH>(o, a, steps); }
+extern "C" __global__ void prefetch_shuffled(float* o, const float* a, int steps) { prefetch<SHUFFLED>(o, a, steps); }
+extern "C" __global__ void prefetch_chosen(float* o, const float* a, int steps) { prefetch<CHOSEN>(o, a, steps); }
+extern "C" __global__ void prefetch_kept(float* o, const float* a, int steps) { prefetch<KEPT>(o, a, steps); }
+
+// Fragments of a stage that is still on its way, multiplied into sums that nobody stores; or of which one row is stored.
+template <int ROWS> __device__ void fragments(float* o, const float* a) {
+    __shared__ __align__(16) unsigned s[128];
+    unsigned lane = threadIdx.x, to = (unsigned)__cvta_generic_to_shared(s + 4 * lane), r;
+    if (lane < 16) s[lane] = 0x3f803f80;
+    if (lane >= 4 && lane < 8) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(a + 4 * lane));
+    __syncwarp();
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 %0, [%1];" : "=r"(r) : "r"((unsigned)__cvta_generic_to_shared(s) + lane % 8 * 16));
+    float d[4] = {0, 0, 0, 0};
+    unsigned one = 0x3f803f80;
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%5}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(r), "r"(one));
+    asm volatile("cp.async.wait_all;");
+    if (lane / 4 < ROWS) o[lane] = d[0];
+}
+extern "C" __global__ void fragments_ok(float* o, const float* a) { fragments<4>(o, a); }
+extern "C" __global__ void fragments_used(float* o, const float* a) { fragments<5>(o, a); }
+
+// A shuffle from a lane that has exited gives what nobody knows: unused, or stored.
+template <bool USED> __device__ void shuffle_from_the_gone(float* o) {
+    if (threadIdx.x == 31) return;
+    float v = threadIdx.x;
+    v = __shfl_down_sync(~0u, v, 1);
+    if (USED || threadIdx.x < 30) o[threadIdx.x] = v;
+}
+extern "C" __global__ void shuffle_ok(float* o) { shuffle_from_the_gone<false>(o); }
+extern "C" __global__ void shuffle_from_the_gone(float* o) { shuffle_from_the_gone<true>(o); }
+
+// A buffer of which the kernel writes a part.
+extern "C" __global__ void half_written(float* o) { if (threadIdx.x < 32) o[threadIdx.x] = 1; }

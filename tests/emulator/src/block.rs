@@ -8,8 +8,9 @@ use crate::error::{Error, Fault, FaultKind};
 use crate::kernel::Kernel;
 use crate::lanes::{L64, LANES};
 use crate::memory::{Memory, View};
-use crate::operand::{Constant, LaneMask, Special, Src};
+use crate::operand::{Constant, LaneMask, Register, Special, Src};
 use crate::order::{Clock, Knowledge, join};
+use crate::poison::Poison;
 use crate::shared::Shared;
 use crate::step::{LaneFault, Next, Run, Step, World};
 use crate::warp::{Arrival, BarrierVote, Doubt, Group, Reduced, Wait, Warp};
@@ -147,22 +148,38 @@ impl<'g> Grid<'g> {
         })
     }
 
-    fn fault(&self, block: [u32; 3], warp: u32, pc: u32, fault: LaneFault) -> Error {
+    /// An instruction's text and lines.
+    fn place(&self, pc: u32) -> (String, u32, Option<(String, u32)>) {
         let kernel = self.kernel;
-        let origin = kernel.code.get(pc as usize).map(|inst| &kernel.origins[inst.origin as usize]);
-        let source = origin.and_then(|origin| {
-            let (file, line) = origin.location?;
+        let Some(origin) = kernel.code.get(pc as usize).map(|inst| &kernel.origins[inst.origin as usize]) else {
+            return ("the end of the code".into(), 0, None);
+        };
+        let source = origin.location.and_then(|(file, line)| {
             let name = self.files.iter().find(|(index, _)| *index == file)?;
             Some((name.1.clone(), line))
         });
+        (origin.text.clone(), origin.line, source)
+    }
+
+    fn fault(&self, block: [u32; 3], warp: u32, pc: u32, fault: LaneFault) -> Error {
+        // Of poison the read is what a reader looks for; where it led to is told beside it.
+        let reaches = fault.read.map(|(_, what)| {
+            let (text, line, source) = self.place(pc);
+            let source = source.map_or(String::new(), |(file, line)| format!("{file}:{line}, "));
+            format!("{what} at {source}PTX line {line}: {text}")
+        });
+        let (instruction, ptx_line, source) = self.place(fault.read.map_or(pc, |(read, _)| read));
+        let thread = self.thread(warp, fault.lane);
+        let kernel = self.kernel.name.clone();
         Error::Fault(Box::new(Fault {
-            kernel: kernel.name.clone(),
+            kernel,
             block,
-            thread: self.thread(warp, fault.lane),
-            instruction: origin.map_or_else(|| "the end of the code".into(), |origin| origin.text.clone()),
-            ptx_line: origin.map_or(0, |origin| origin.line),
+            thread,
+            instruction,
+            ptx_line,
             source,
             kind: fault.kind,
+            reaches,
         }))
     }
 }
@@ -200,6 +217,7 @@ impl<'g> Block<'g> {
                 r32,
                 r64,
                 predicates: vec![0; kernel.registers.predicates as usize],
+                poison: Poison::default(),
                 local: vec![0xff; kernel.local * LANES],
                 local_written: vec![false; kernel.local * LANES],
                 groups: vec![Group { pc: 0, mask, wait: Wait::No }],
@@ -208,7 +226,6 @@ impl<'g> Block<'g> {
                 copies: Vec::new(),
                 commits: [0; LANES],
                 doubt: None,
-                carry: 0,
                 last_look: None,
             }
         };
@@ -378,7 +395,7 @@ impl<'g> Block<'g> {
                 self.live
             ))
         };
-        self.fault(w, group.pc, LaneFault { kind, lane: group.mask.trailing_zeros() as usize })
+        self.fault(w, group.pc, LaneFault::new(kind, group.mask.trailing_zeros() as usize))
     }
 
     /// Runs a warp until it has touched memory that others see, or waits, or ends.
@@ -400,9 +417,8 @@ impl<'g> Block<'g> {
             }
             let Group { mut pc, mut mask, .. } = warp.groups[at];
             loop {
-                let deadlock = |text: String| {
-                    (pc, LaneFault { kind: FaultKind::Deadlock(text), lane: mask.trailing_zeros() as usize })
-                };
+                let deadlock =
+                    |text: String| (pc, LaneFault::new(FaultKind::Deadlock(text), mask.trailing_zeros() as usize));
                 let Some(inst) = code.get(pc as usize) else {
                     return Err(deadlock("the kernel runs past its end".into()));
                 };
@@ -415,12 +431,15 @@ impl<'g> Block<'g> {
                 }
                 run.counters.warp_instructions += 1;
                 run.counters.thread_instructions += u64::from(active.count_ones());
+                let mut step = Step { run, warp, world, pc, active, mask };
+                if step.warp.poison.is_any() {
+                    let guard = inst.guard.map(|guard| Register::Predicate(guard.register));
+                    let flow = &grid.kernel.flows[pc as usize];
+                    step.pass(inst.code.pass(), flow, guard).map_err(|fault| (pc, fault))?;
+                }
                 // What nobody does has no effect, on others or on what they know.
-                let next = if active == 0 {
-                    Next::On
-                } else {
-                    inst.code.execute(&mut Step { run, warp, world, pc, active, mask }).map_err(|fault| (pc, fault))?
-                };
+                let next =
+                    if active == 0 { Next::On } else { inst.code.execute(&mut step).map_err(|fault| (pc, fault))? };
                 match next {
                     Next::On => pc += 1,
                     Next::Jump(target) => {
@@ -514,6 +533,6 @@ fn resolve_doubt(warp: &mut Warp, swapped: Option<L64>, active: u32) -> Result<(
     }
     match swapped {
         Some(addresses) if addresses[lane] == address => Ok(()),
-        _ => Err((pc, LaneFault { kind: race, lane })),
+        _ => Err((pc, LaneFault::new(race, lane))),
     }
 }

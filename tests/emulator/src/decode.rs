@@ -13,6 +13,7 @@ use crate::kernel::{Inst, Kernel, Origin, Registers};
 use crate::line::{Line, Touches};
 use crate::names::{Meaning, Names};
 use crate::operand::Pred;
+use crate::poison::Flow;
 use crate::step::Execute;
 use crate::syntax::{Function, Instruction, Operand, Source, Space, Statement, Variable};
 
@@ -45,6 +46,7 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
     let kernel = Kernel {
         name: name.into(),
         code: Vec::new(),
+        flows: Vec::new(),
         origins: Vec::new(),
         registers: Registers::default(),
         constants: Vec::new(),
@@ -148,7 +150,12 @@ impl<'s> Decoder<'s> {
     }
 
     fn push(&mut self, guard: Option<Pred>, code: Arc<dyn Execute>, origin: u32) {
+        self.push_with(guard, code, Flow::default(), origin);
+    }
+
+    fn push_with(&mut self, guard: Option<Pred>, code: Arc<dyn Execute>, flow: Flow, origin: u32) {
         self.kernel.code.push(Inst { guard, code, origin });
+        self.kernel.flows.push(flow);
     }
 
     /// Points the branch at `at` at an instruction.
@@ -249,8 +256,10 @@ impl<'s> Decoder<'s> {
             _ => {}
         }
         // What is not known is a fault of the launch that reaches it, not of the module that contains it.
-        let code = instructions::decode(&Line::new(instruction, &self.names, &self.touches));
-        self.push(guard, code.unwrap_or_else(|| Arc::new(control::Unknown)), origin);
+        let line = Line::new(instruction, &self.names, &self.touches);
+        let code = instructions::decode(&line).unwrap_or_else(|| Arc::new(control::Unknown));
+        let flow = line.take_flow();
+        self.push_with(guard, code, flow, origin);
         Ok(())
     }
 

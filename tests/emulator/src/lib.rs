@@ -19,6 +19,7 @@ mod names;
 pub mod nvcc;
 mod operand;
 mod order;
+mod poison;
 mod shared;
 mod step;
 pub mod syntax;

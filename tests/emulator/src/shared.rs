@@ -43,15 +43,33 @@ struct Granule {
 }
 
 impl Granule {
-    /// Whether there is something to read.
+    /// What is missing where it is read.
     #[inline]
-    fn check(&self, address: u64) -> Access<()> {
+    fn missing(&self) -> Option<Missing> {
         if self.coming {
-            Err(FaultKind::InFlight { address })
+            Some(Missing::Coming)
         } else if !self.written {
-            Err(FaultKind::Uninitialised { space: "shared", address })
+            Some(Missing::Unwritten)
         } else {
-            Ok(())
+            None
+        }
+    }
+}
+
+/// Why there is nothing to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Unwritten,
+    /// A copy that nobody has waited for is to bring it
+    Coming,
+}
+
+impl Missing {
+    /// The fault of reading it.
+    pub fn fault(self, space: &'static str, address: u64) -> FaultKind {
+        match self {
+            Missing::Unwritten => FaultKind::Uninitialised { space, address },
+            Missing::Coming => FaultKind::InFlight { address },
         }
     }
 }
@@ -136,14 +154,19 @@ impl Shared {
         }
     }
 
-    /// Reads 1, 2, 4 or 8 bytes; `strong`: not a race against atomics.
+    /// Reads 1, 2, 4 or 8 bytes, or finds that there is nothing to read; `strong`: not a race against atomics.
     #[inline]
-    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Thread) -> Access<u64> {
+    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Thread) -> Access<(u64, Option<Missing>)> {
         let start = self.at(address, size)?;
         let first = start >> self.granule;
         let agreed = &self.agreed;
+        let mut missing = None;
         for (i, granule) in self.granules[first..((start + size - 1) >> self.granule) + 1].iter_mut().enumerate() {
-            granule.check(address)?;
+            missing = missing.or(granule.missing());
+            // Whoever waits for the copy sees that what was there is gone.
+            if granule.coming {
+                continue;
+            }
             if let Some(other) = by.conflict(granule.writer)
                 && !(strong && granule.atomic)
                 // Of several that wrote the same, one that it knows of will do.
@@ -159,7 +182,7 @@ impl Shared {
                 granule.reader = Mark::new(by.rank, by.tick);
             }
         }
-        Ok(self.value(start, size))
+        Ok((self.value(start, size), missing))
     }
 
     /// The thread that keeps another from replacing what is in a granule: one whose access nothing orders before it.
@@ -201,11 +224,11 @@ impl Shared {
         Ok(start)
     }
 
-    /// Writes 1, 2, 4 or 8 bytes.
+    /// Writes 1, 2, 4 or 8 bytes; of poison the place is as if nobody had written it.
     #[inline]
-    pub fn store(&mut self, address: u64, size: usize, value: u64, by: &Thread) -> Access<()> {
+    pub fn store(&mut self, address: u64, size: usize, value: u64, poison: bool, by: &Thread) -> Access<()> {
         let start = self.mark(address, size, Some(value.to_le_bytes()), by)?;
-        self.granules(start, size).iter_mut().for_each(|granule| granule.written = true);
+        self.granules(start, size).iter_mut().for_each(|granule| granule.written = !poison);
         self.bytes[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
         Ok(())
     }
@@ -223,7 +246,9 @@ impl Shared {
         let first = start >> self.granule;
         let agreed = &mut self.agreed;
         for (i, granule) in self.granules[first..((start + size - 1) >> self.granule) + 1].iter_mut().enumerate() {
-            granule.check(address)?;
+            if let Some(missing) = granule.missing() {
+                return Err(missing.fault("shared", address));
+            }
             let others = if granule.agreed { agreed.remove(&(first + i)).unwrap_or_default() } else { Vec::new() };
             let writer = || others.iter().chain([&granule.writer]).find_map(|&mark| by.conflict(mark));
             let writer = if granule.atomic { None } else { writer() };
@@ -246,12 +271,13 @@ impl Shared {
         Ok(())
     }
 
-    /// A copy lands, seen by the thread that waited for it.
-    pub fn land(&mut self, address: u64, bytes: &[u8], by: &Thread) {
+    /// A copy lands, seen by the thread that waited for it; `missing`: a bit for each byte that nobody has written where it came from.
+    pub fn land(&mut self, address: u64, bytes: &[u8], missing: u32, by: &Thread) {
         let start = address as usize;
-        for granule in self.granules(start, bytes.len()) {
+        let width = 1 << self.granule;
+        for (i, granule) in self.granules(start, bytes.len()).iter_mut().enumerate() {
             (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), false);
-            (granule.written, granule.coming) = (true, false);
+            (granule.written, granule.coming) = (missing >> (i * width) & ((1 << width) - 1) == 0, false);
         }
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
     }

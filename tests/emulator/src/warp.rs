@@ -4,6 +4,7 @@ use crate::error::FaultKind;
 use crate::lanes::{L32, L64, LANES};
 use crate::operand::{Dst, Place, Pred, Src};
 use crate::order::Clock;
+use crate::poison::Poison;
 use crate::shared::Thread;
 
 /// A lane's part of a register: 32 or 64 bits.
@@ -133,6 +134,7 @@ pub(crate) struct Warp<'g> {
     pub r32: Vec<L32>,
     pub r64: Vec<L64>,
     pub predicates: Vec<u32>,
+    pub poison: Poison,
     /// Local memory, a lane after the other, and which bytes were written
     pub local: Vec<u8>,
     pub local_written: Vec<bool>,
@@ -144,8 +146,6 @@ pub(crate) struct Warp<'g> {
     pub copies: Vec<AsyncCopy>,
     pub commits: [u32; LANES],
     pub doubt: Option<Doubt>,
-    /// The carry of extended-precision arithmetic, a bit a lane
-    pub carry: u32,
     /// The last strong load: instruction, address, value
     pub last_look: Option<(u32, u64, u64)>,
 }

@@ -105,3 +105,34 @@ fn a_grid_that_fits_is_resident() {
         }
     }
 }
+
+#[test]
+fn what_is_read_and_not_used() {
+    let warp = LaunchConfig::line(1, 32);
+    let unwritten = |kind: &FaultKind| matches!(kind, FaultKind::Uninitialised { space: "shared", .. });
+    let o = runs("prefetch_ok", warp, 2);
+    assert!(o.iter().take(32).enumerate().all(|(i, &v)| v == 2.0 * i as f32));
+    for kernel in ["added", "address", "branch", "shuffled", "chosen", "kept"] {
+        reported(&format!("prefetch_{kernel}"), warp, 2, unwritten);
+    }
+    let o = runs("fragments_ok", warp, 0);
+    assert!(o.is_empty() || o[..16] == [8.0; 16]);
+    reported("fragments_used", warp, 0, |kind| matches!(kind, FaultKind::InFlight { .. }));
+}
+
+/// The report names the read, and where its value went.
+#[test]
+fn poison_is_told_from_beginning_to_end() {
+    let Some(Err(Error::Fault(fault))) = run("prefetch_added", LaunchConfig::line(1, 32), 2, 1) else { return };
+    let text = fault.to_string();
+    assert!(fault.instruction.starts_with("ld.volatile.shared"), "{text}");
+    assert!(text.contains("its value reaches global memory at ") && text.contains(": st.global"), "{text}");
+}
+
+#[test]
+fn shuffles_from_lanes_that_are_gone() {
+    let warp = LaunchConfig::line(1, 32);
+    let o = runs("shuffle_ok", warp, 0);
+    assert!(o.iter().take(30).enumerate().all(|(i, &v)| v == (i + 1) as f32));
+    reported("shuffle_from_the_gone", warp, 0, |kind| matches!(kind, FaultKind::Shuffle));
+}

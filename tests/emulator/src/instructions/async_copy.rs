@@ -58,15 +58,16 @@ fn copy(step: &mut Step, to: &Place, from: &Place, size: usize, read: Src) -> Do
     Ok(Next::Seen)
 }
 
-/// The first `count` bytes at an address, and zeros.
-fn fetch(step: &mut Step, address: u64, count: usize) -> Access<[u8; 16]> {
-    let mut bytes = [0; 16];
+/// The first `count` bytes at an address, and zeros; and a bit for each that nobody has written.
+fn fetch(step: &mut Step, address: u64, count: usize) -> Access<([u8; 16], u32)> {
+    let (mut bytes, mut missing) = ([0; 16], 0);
     let width = [8, 4, 2, 1].into_iter().find(|width| count.is_multiple_of(*width)).unwrap_or(1);
     for i in (0..count).step_by(width) {
-        let part = step.run.memory.load(address + i as u64, width, false, &step.warp.clock)?;
+        let (part, written) = step.run.memory.load(address + i as u64, width, false, &step.warp.clock)?;
         bytes[i..i + width].copy_from_slice(&part.to_le_bytes()[..width]);
+        missing |= if written { 0 } else { ((1 << width) - 1) << i };
     }
-    Ok(bytes)
+    Ok((bytes, missing))
 }
 
 /// Lands all but the last `groups` of the lanes' committed groups; without a number, all there are.
@@ -79,9 +80,9 @@ fn wait(step: &mut Step, groups: Option<u32>) -> Done {
     let landing: Vec<AsyncCopy> = step.warp.copies.extract_if(.., lands).collect();
     step.warp.clock.enter(step.run.phase);
     for copy in landing {
-        let bytes = fetch(step, copy.from, copy.read).map_err(at(copy.lane))?;
+        let (bytes, missing) = fetch(step, copy.from, copy.read).map_err(at(copy.lane))?;
         let thread = step.warp.thread(copy.lane, step.run.tick);
-        step.run.shared.land(copy.to, &bytes[..copy.size], &thread);
+        step.run.shared.land(copy.to, &bytes[..copy.size], missing, &thread);
     }
     Ok(Next::Seen)
 }

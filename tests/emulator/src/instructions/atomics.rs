@@ -116,7 +116,7 @@ impl Execute for Atomic {
                     }
                     now
                 }
-                _ => return Err(LaneFault { kind: FaultKind::Unsupported, lane }),
+                _ => return Err(LaneFault::new(FaultKind::Unsupported, lane)),
             };
         }
         step.warp.put(dst, active, &old);

@@ -10,7 +10,7 @@ use crate::warp::{Arrival, BarrierVote, Reduced};
 pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
         "bar" | "barrier" if line.has("warp") => {
-            let members = line.src32(0)?;
+            let members = line.members(0)?;
             seen(move |step| {
                 let members = step.warp.get32(members);
                 step.together(&members)
@@ -19,8 +19,8 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "bar" | "barrier" if line.has("red") => {
             let gives = match line.ty()? {
                 Type::Unsigned(4) if line.has("popc") => Reduced::Count(line.dst(0)?),
-                Type::Pred if line.has("and") => Reduced::All(line.predicate(0)?.register),
-                Type::Pred if line.has("or") => Reduced::Any(line.predicate(0)?.register),
+                Type::Pred if line.has("and") => Reduced::All(line.predicate_dst(0)?),
+                Type::Pred if line.has("or") => Reduced::Any(line.predicate_dst(0)?),
                 _ => return None,
             };
             let last = line.operands.len() - 1;

@@ -2,10 +2,11 @@
 
 use super::lanewise::{self, Op, no64};
 use super::numbers::{brain, flush, half};
-use super::{Decoded, code};
+use super::{Decoded, code, with_poison};
 use crate::lanes::{L32, L64, LANES};
 use crate::line::Line;
 use crate::operand::{Pred, Src};
+use crate::poison::Taint;
 use crate::syntax::{Operand, Type};
 use crate::warp::Warp;
 
@@ -17,21 +18,23 @@ pub(super) fn decode(line: &Line) -> Decoded {
                 3 => None,
                 _ => Some((line.modifiers.iter().find_map(|m| logic(m))?, line.predicate(3)?)),
             };
-            set_predicates(Test::new(line, ty)?, line.predicates(0)?, with)
+            set_predicates(Test::new(line, ty)?, line.predicate_dsts(0)?, with)
         }
         "testp" => {
             let op = kind_of_number(line.modifiers.first()?, ty)?;
             let test = Test { op, flush: false, src: [line.src(1, ty)?, Src::Imm(0)] };
-            set_predicates(test, [Some(line.predicate(0)?.register), None], None)
+            set_predicates(test, [Some(line.predicate_dst(0)?), None], None)
         }
         "set" if line.operands.len() == 3 => set(line),
         "selp" => {
             let (dst, src, by) = (line.dst(0)?, [line.src(1, ty)?, line.src(2, ty)?], line.predicate(3)?);
-            code(move |step| {
-                let by = step.warp.predicate(by);
+            with_poison(false, move |step| {
+                let (chosen, poisoned) = (step.warp.predicate(by), step.taint_of(by));
                 let [a, b] = src.map(|src| step.warp.get64(src));
-                let value: L64 = std::array::from_fn(|l| if by >> l & 1 == 1 { a[l] } else { b[l] });
+                let value: L64 = std::array::from_fn(|l| if chosen >> l & 1 == 1 { a[l] } else { b[l] });
                 step.warp.put(dst, step.active, &value);
+                let [a, b] = src.map(|src| step.taint(src));
+                step.spoil(dst, poisoned.or(a.of(chosen)).or(b.of(!chosen)));
             })
         }
         "slct" if line.types.first()?.size() == 4 => lanewise::decode(line, choose, no64),
@@ -43,19 +46,14 @@ pub(super) fn decode(line: &Line) -> Decoded {
                 Some(Operand::Integer(value)) => Some(Truth::Always(*value != 0)),
                 Some(_) => line.predicate(i).map(Truth::If),
             };
-            let (p, src) = (line.predicate(0)?.register, [operand(1)?, operand(2)?]);
-            code(move |step| {
+            let (p, src) = (line.predicate_dst(0)?, [operand(1)?, operand(2)?]);
+            with_poison(false, move |step| {
                 let [a, b] = src.map(|src| match src {
-                    Truth::Always(holds) => {
-                        if holds {
-                            u32::MAX
-                        } else {
-                            0
-                        }
-                    }
-                    Truth::If(p) => step.warp.predicate(p),
+                    Truth::Always(holds) => (if holds { u32::MAX } else { 0 }, Taint::default()),
+                    Truth::If(p) => (step.warp.predicate(p), step.taint_of(p)),
                 });
-                step.warp.put_predicate(p, step.active, op(a, b));
+                step.warp.put_predicate(p, step.active, op(a.0, b.0));
+                step.spoil_predicate(p, joined(op, a, b));
             })
         }
         _ => None,
@@ -108,17 +106,25 @@ fn logic(name: &str) -> Option<Logic> {
     })
 }
 
+/// The poison of two predicates that are joined: of lanes in which the one that is poisoned decides.
+fn joined(logic: Logic, a: (u32, Taint), b: (u32, Taint)) -> Taint {
+    let decides = |other: (u32, Taint)| logic(0, other.0) ^ logic(u32::MAX, other.0) | other.1.lanes;
+    a.1.of(decides(b)).or(b.1.of(decides(a)))
+}
+
 /// `p` is whether it holds, `q` the opposite, each joined with another predicate.
 fn set_predicates(test: Test, [p, q]: [Option<u32>; 2], with: Option<(Logic, Pred)>) -> Decoded {
-    code(move |step| {
-        let (warp, active) = (&mut *step.warp, step.active);
-        let holds = test.holds(warp);
-        let combine = |value: u32| with.map_or(value, |(logic, by)| logic(value, warp.predicate(by)));
-        let (yes, no) = (combine(holds), combine(!holds));
-        for (p, value) in [(p, yes), (q, no)] {
-            if let Some(p) = p {
-                warp.put_predicate(p, active, value);
-            }
+    with_poison(false, move |step| {
+        let (holds, taint) = (test.holds(step.warp), step.taint(test.src[0]).or(step.taint(test.src[1])));
+        let with = with.map(|(logic, by)| (logic, (step.warp.predicate(by), step.taint_of(by))));
+        for (p, value) in [(p, holds), (q, !holds)] {
+            let Some(p) = p else { continue };
+            let (value, taint) = match with {
+                None => (value, taint),
+                Some((logic, by)) => (logic(value, by.0), joined(logic, (value, taint), by)),
+            };
+            step.warp.put_predicate(p, step.active, value);
+            step.spoil_predicate(p, taint);
         }
     })
 }

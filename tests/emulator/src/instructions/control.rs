@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Act, Decoded, code};
 use crate::error::FaultKind;
 use crate::line::Line;
+use crate::poison::Pass;
 use crate::step::{Done, Execute, Next, Step};
 
 pub(super) fn decode(line: &Line) -> Decoded {
@@ -17,16 +18,16 @@ pub(super) fn decode(line: &Line) -> Decoded {
 }
 
 pub(crate) fn branch(target: u32) -> Arc<dyn Execute> {
-    Arc::new(Act { act: move |_: &mut Step| Done::Ok(Next::Jump(target)), is_seen: false })
+    Arc::new(Act { act: move |_: &mut Step| Done::Ok(Next::Jump(target)), is_seen: false, pass: Pass::Checked })
 }
 
 pub(crate) fn exit() -> Arc<dyn Execute> {
-    Arc::new(Act { act: |_: &mut Step| Done::Ok(Next::Exit), is_seen: true })
+    Arc::new(Act { act: |_: &mut Step| Done::Ok(Next::Exit), is_seen: true, pass: Pass::Checked })
 }
 
 /// `trap`, or a failed assertion.
 pub(crate) fn trap() -> Arc<dyn Execute> {
-    Arc::new(Act { act: |step: &mut Step| Done::Err(step.fault(FaultKind::Trap)), is_seen: false })
+    Arc::new(Act { act: |step: &mut Step| Done::Err(step.fault(FaultKind::Trap)), is_seen: false, pass: Pass::Checked })
 }
 
 /// What is not known is a fault of the launch that reaches it, not of the module that contains it.

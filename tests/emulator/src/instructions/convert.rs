@@ -39,7 +39,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
         let mut value = [0; LANES];
         for lane in Lanes(step.active) {
             let converted = convert(&modifiers, to, from, from_value[lane]);
-            value[lane] = converted.ok_or(LaneFault { kind: FaultKind::Unsupported, lane })?;
+            value[lane] = converted.ok_or(LaneFault::new(FaultKind::Unsupported, lane))?;
         }
         step.warp.put(dst, step.active, &value);
         Ok(Next::On)

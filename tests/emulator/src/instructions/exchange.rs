@@ -1,9 +1,11 @@
 //! What lanes of a warp tell each other: shuffles, votes, matches, reductions.
 
-use super::{Decoded, code, seen};
+use super::{Decoded, code, with_poison};
+use crate::error::FaultKind;
 use crate::lanes::{L32, LANES, Lanes};
 use crate::line::Line;
 use crate::operand::Src;
+use crate::poison::Taint;
 use crate::step::{Next, Step};
 use crate::syntax::Type;
 
@@ -17,15 +19,16 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "shfl" => shuffle(line),
         "vote" => {
             let (mode, by) = (*line.modifiers.get(1)?, line.predicate(1)?);
-            let members = line.src32(2)?;
+            let members = line.members(2)?;
             if mode == "ballot" {
                 let dst = line.dst(0)?;
                 return exchange(members, move |step| {
                     let yes = step.warp.predicate(by) & step.active;
                     step.warp.put(dst, step.active, &[yes; LANES]);
+                    step.spoil(dst, step.taint_of(by).spread(step.active));
                 });
             }
-            let p = line.predicate(0)?.register;
+            let p = line.predicate_dst(0)?;
             let holds: fn(u32, u32) -> bool = match mode {
                 "all" => |yes, all| yes == all,
                 "any" => |yes, _| yes != 0,
@@ -35,11 +38,12 @@ pub(super) fn decode(line: &Line) -> Decoded {
             exchange(members, move |step| {
                 let holds = holds(step.warp.predicate(by) & step.active, step.active);
                 step.warp.put_predicate(p, step.active, if holds { u32::MAX } else { 0 });
+                step.spoil_predicate(p, step.taint_of(by).spread(step.active));
             })
         }
         "match" => {
             let ((dst, p), src, all) = (line.dst_and_predicate(0)?, line.src(1, line.ty()?)?, line.has("all"));
-            exchange(line.src32(2)?, move |step| {
+            exchange(line.members(2)?, move |step| {
                 let (active, a) = (step.active, step.warp.get64(src));
                 let same = |lane: usize| Lanes(active).where_holds(|l| a[l] == a[lane]);
                 let agree = same(step.first()) == active;
@@ -48,9 +52,12 @@ pub(super) fn decode(line: &Line) -> Decoded {
                     true if agree => active,
                     true => 0,
                 });
+                let taint = step.taint(src).spread(active);
                 step.warp.put(dst, active, &value);
+                step.spoil(dst, taint);
                 if let Some(p) = p {
                     step.warp.put_predicate(p, active, if agree { u32::MAX } else { 0 });
+                    step.spoil_predicate(p, taint);
                 }
             })
         }
@@ -68,10 +75,12 @@ pub(super) fn decode(line: &Line) -> Decoded {
                 _ => return None,
             };
             let src = line.src(1, ty)?;
-            exchange(line.src32(2)?, move |step| {
+            exchange(line.members(2)?, move |step| {
                 let a = step.warp.get32(src);
                 let value = Lanes(step.active).map(|lane| a[lane]).reduce(op);
+                let taint = step.taint(src).spread(step.active);
                 step.warp.put(dst, step.active, &[value.unwrap_or(0); LANES]);
+                step.spoil(dst, taint);
             })
         }
         _ => None,
@@ -80,7 +89,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
 
 /// What the lanes that a mask names do once they are together.
 fn exchange(members: Src, act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
-    seen(move |step| {
+    with_poison(true, move |step| {
         let members = step.warp.get32(members);
         let next = step.together(&members)?;
         if let Next::On = next {
@@ -109,11 +118,14 @@ fn shuffle(line: &Line) -> Decoded {
     };
     let (dst, valid) = line.dst_and_predicate(0)?;
     let src = [line.src32(1)?, line.src32(2)?, line.src32(3)?];
-    exchange(line.src32(4)?, move |step| {
+    exchange(line.members(4)?, move |step| {
         let active = step.active;
         let [a, b, c] = src.map(|src| step.warp.get32(src));
+        let [from_a, from_b, from_c] = src.map(|src| step.taint(src));
         let mut value = a;
         let mut in_range = 0;
+        // Lanes that get a poisoned value, and those that get what is not there.
+        let (mut tainted, mut nowhere) = (from_b.or(from_c).lanes, 0);
         for lane in 0..LANES {
             // The ISA's definition: the segment from the mask's bits, the clamp from its low bits.
             let (shift, clamp, segment) = (b[lane] & 31, c[lane] & 31, c[lane] >> 8 & 31);
@@ -133,11 +145,20 @@ fn shuffle(line: &Line) -> Decoded {
                 (true, false) => 0xdead_beef,
                 (false, _) => a[lane],
             };
+            let source = if ok { from as usize % LANES } else { lane };
+            tainted |= (from_a.lanes >> source & 1) << lane;
+            nowhere |= u32::from(ok && !there) << lane;
             in_range |= u32::from(ok) << lane;
         }
         step.warp.put(dst, active, &value);
+        step.spoil(dst, Taint { lanes: tainted, ..from_a.or(from_b).or(from_c) });
+        if nowhere & active != 0 {
+            let taint = step.missing(nowhere & active, FaultKind::Shuffle);
+            step.spoil_more(dst, taint);
+        }
         if let Some(p) = valid {
             step.warp.put_predicate(p, active, in_range);
+            step.spoil_predicate(p, from_b.or(from_c));
         }
     })
 }

@@ -4,7 +4,7 @@ use super::lanewise::{self, Op, has};
 use super::{Decoded, code};
 use crate::lanes::{LANES, Lanes};
 use crate::line::Line;
-use crate::operand::Src;
+use crate::operand::{CARRY, Src};
 use crate::syntax::Type;
 
 pub(super) fn decode(line: &Line) -> Decoded {
@@ -125,6 +125,7 @@ fn carry(line: &Line) -> Decoded {
     };
     let (bits, signed) = (8 * ty.size() as u32, matches!(ty, Type::Signed(_)));
     let (carry_in, carry_out) = (line.name.ends_with('c'), line.has("cc"));
+    line.carries(carry_in, carry_out);
     let third = if line.operands.len() > 3 { line.src(3, ty)? } else { Src::Imm(0) };
     let (dst, src) = (line.dst(0)?, [line.src(1, ty)?, line.src(2, ty)?, third]);
     code(move |step| {
@@ -133,7 +134,7 @@ fn carry(line: &Line) -> Decoded {
         let low = u128::from(u64::MAX >> (64 - bits));
         let (mut value, mut carry) = ([0; LANES], 0);
         for lane in Lanes(active) {
-            let one = u128::from(carry_in && warp.carry >> lane & 1 == 1);
+            let one = u128::from(carry_in && warp.predicates[CARRY as usize] >> lane & 1 == 1);
             let [a, b, c] = [a, b, c].map(|v| u128::from(v[lane]) & low);
             let wide = |v: u128| if signed { ((v << (128 - bits)) as i128) >> (128 - bits) } else { v as i128 };
             let sum = match op {
@@ -148,7 +149,7 @@ fn carry(line: &Line) -> Decoded {
         }
         warp.put(dst, active, &value);
         if carry_out {
-            warp.carry = warp.carry & !active | carry;
+            warp.put_predicate(CARRY, active, carry);
         }
     })
 }

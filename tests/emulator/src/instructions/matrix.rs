@@ -3,10 +3,12 @@
 use half::f16;
 use pulp::Arch;
 
-use super::{Decoded, code, seen};
-use crate::lanes::{L32, L64, LANES};
+use super::{Decoded, seen, with_poison};
+use crate::error::FaultKind;
+use crate::lanes::{L32, L64, LANES, Lanes};
 use crate::line::Line;
 use crate::operand::{Dst, Place, Src, resolve};
+use crate::poison::Taint;
 use crate::step::{Done, Next, Step, at, check_aligned};
 use crate::syntax::Type;
 
@@ -24,7 +26,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
 
 /// What all lanes do once all are here.
 fn whole_warp(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
-    code(move |step| {
+    with_poison(false, move |step| {
         let next = step.whole_warp()?;
         if let Next::On = next {
             act(step);
@@ -48,11 +50,13 @@ fn mma(line: &Line) -> Decoded {
         let ([a], [b], [c0, c1], [d0, d1]) = (&a[..], &b[..], &c[..], &dst[..]) else { return None };
         let (a, b, c, dst) = (*a, *b, [*c0, *c1], [*d0, *d1]);
         return whole_warp(move |step| {
+            let sources = c;
             let c = c.map(|src| step.warp.get64(src));
             let d = mma_f64(&step.warp.get64(a), &step.warp.get64(b), [&c[0], &c[1]]);
             dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
             step.run.counters.mma += 1;
             step.run.counters.mma_flop += 2 * 8 * 8 * 4;
+            spoil_product(step, [&[a], &[b], &sources], &dst, |i, lane| (lane / 4, 1 << (2 * (lane % 4) + i)));
         });
     }
     let element = match left {
@@ -89,7 +93,39 @@ fn mma(line: &Line) -> Decoded {
         dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
         step.run.counters.mma += 1;
         step.run.counters.mma_flop += (2 * M * N * product.k) as u64;
+        spoil_product(step, [&a, &b, &c], &dst, |i, lane| match product.narrow {
+            true => (lane / 4 + 8 * i, 3 << (2 * (lane % 4))),
+            false => (lane / 4 + 8 * (i / 2), 1 << (2 * (lane % 4) + i % 2)),
+        });
     })
+}
+
+/// The poison of a product: where a row of A, a column of B or an element of C has it. `place` gives the row that register i of D has of a lane, and
+/// the columns, a bit for each.
+fn spoil_product(step: &mut Step, [a, b, c]: [&[Src]; 3], dst: &[Dst], place: impl Fn(usize, usize) -> (usize, u32)) {
+    if !step.warp.poison.is_any() {
+        return;
+    }
+    let (mut rows, mut columns, mut all) = (0u32, 0u32, Taint::default());
+    for (i, &src) in a.iter().enumerate() {
+        let taint = step.taint(src);
+        all = all.or(taint);
+        Lanes(taint.lanes).for_each(|lane| rows |= 1 << (lane / 4 + 8 * (i % 2)));
+    }
+    for &src in b {
+        let taint = step.taint(src);
+        all = all.or(taint);
+        Lanes(taint.lanes).for_each(|lane| columns |= 1 << (lane / 4));
+    }
+    let sums: Vec<Taint> = c.iter().map(|&src| step.taint(src)).collect();
+    for (i, (&dst, sum)) in dst.iter().zip(sums).enumerate() {
+        let is_of = |lane: usize| {
+            let (row, column) = place(i, lane);
+            rows >> row & 1 == 1 || columns & column != 0
+        };
+        let product = Taint { lanes: Lanes(u32::MAX).where_holds(is_of), ..all };
+        step.spoil(dst, product.or(sum));
+    }
 }
 
 /// What an `mma` multiplies and adds up. Rows of A are 16, or 8 in f64; columns of B are 8.
@@ -247,17 +283,31 @@ fn load_matrices(step: &mut Step, dst: &[Dst], place: &Place, transposed: bool) 
     step.run.counters.matrix_access(rows, &addresses);
     check_aligned(rows, &addresses, 16)?;
     for (i, &dst) in dst.iter().enumerate() {
-        let mut matrix = [[0; 16]; 8];
+        // Of each half of a row, what is missing.
+        let (mut matrix, mut missing): (_, [[Option<FaultKind>; 2]; 8]) =
+            ([[0; 16]; 8], [const { [const { None }; 2] }; 8]);
         for (row, bytes) in matrix.iter_mut().enumerate() {
             let lane = 8 * i + row;
             for half in 0..2 {
                 let thread = step.warp.thread(lane, step.run.tick);
-                let part = step.run.shared.load(addresses[lane] + 8 * half, 8, false, &thread).map_err(at(lane))?;
-                bytes[8 * half as usize..][..8].copy_from_slice(&part.to_le_bytes());
+                let address = addresses[lane] + 8 * half as u64;
+                let (part, lack) = step.run.shared.load(address, 8, false, &thread).map_err(at(lane))?;
+                bytes[8 * half..][..8].copy_from_slice(&part.to_le_bytes());
+                missing[row][half] = lack.map(|lack| lack.fault("shared", address));
             }
         }
         let value: L32 = std::array::from_fn(|lane| matrix_part(&matrix, lane, transposed));
         step.warp.put(dst, u32::MAX, &value);
+        for (row, half) in (0..16).map(|part| (part / 2, part % 2)) {
+            if let Some(what) = missing[row][half].take() {
+                let is_part = |lane: usize| match transposed {
+                    false => (lane / 4, lane % 4 / 2) == (row, half),
+                    true => (lane % 4, lane / 16) == (row / 2, half),
+                };
+                let taint = step.missing(Lanes(u32::MAX).where_holds(is_part), what);
+                step.spoil_more(dst, taint);
+            }
+        }
     }
     Ok(Next::Seen)
 }

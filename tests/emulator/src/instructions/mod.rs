@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::line::Line;
+use crate::poison::Pass;
 use crate::step::{Done, Execute, Next, Step};
 
 #[macro_use]
@@ -32,6 +33,7 @@ type Decoded = Option<Arc<dyn Execute>>;
 struct Act<F> {
     act: F,
     is_seen: bool,
+    pass: Pass,
 }
 
 impl<R: Outcome, F: Fn(&mut Step) -> R + Send + Sync> Execute for Act<F> {
@@ -42,6 +44,10 @@ impl<R: Outcome, F: Fn(&mut Step) -> R + Send + Sync> Execute for Act<F> {
 
     fn is_seen(&self) -> bool {
         self.is_seen
+    }
+
+    fn pass(&self) -> Pass {
+        self.pass
     }
 }
 
@@ -64,12 +70,17 @@ impl Outcome for Done {
 
 /// An instruction that only its own lanes know of.
 fn code<R: Outcome>(act: impl Fn(&mut Step) -> R + Send + Sync + 'static) -> Decoded {
-    Some(Arc::new(Act { act, is_seen: false }))
+    Some(Arc::new(Act { act, is_seen: false, pass: Pass::Lanes }))
 }
 
 /// An instruction that others may see, or that waits for them.
 fn seen(act: impl Fn(&mut Step) -> Done + Send + Sync + 'static) -> Decoded {
-    Some(Arc::new(Act { act, is_seen: true }))
+    Some(Arc::new(Act { act, is_seen: true, pass: Pass::Checked }))
+}
+
+/// An instruction that sees to poison itself: which of its results have it.
+fn with_poison<R: Outcome>(is_seen: bool, act: impl Fn(&mut Step) -> R + Send + Sync + 'static) -> Decoded {
+    Some(Arc::new(Act { act, is_seen, pass: Pass::Own }))
 }
 
 struct Family {
@@ -94,5 +105,8 @@ families!(
 
 /// Decodes an instruction: none that is not known.
 pub(crate) fn decode(line: &Line) -> Decoded {
-    FAMILIES.iter().find_map(|family| (family.decode)(line))
+    FAMILIES.iter().find_map(|family| {
+        line.take_flow(); // what another family has asked for
+        (family.decode)(line)
+    })
 }

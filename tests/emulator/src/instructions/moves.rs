@@ -55,7 +55,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
         }
         // Whether a generic address is in a space.
         "isspacep" => {
-            let (space, p, src) = (line.space()?, line.predicate(0)?.register, line.src(1, Type::Bits(8))?);
+            let (space, p, src) = (line.space()?, line.predicate_dst(0)?, line.src(1, Type::Bits(8))?);
             code(move |step| {
                 let address = step.warp.get64(src);
                 let holds = Lanes(u32::MAX).where_holds(|l| resolve(None, address[l]).0 == space);
