@@ -162,3 +162,20 @@ extern "C" __global__ void shuffle_from_the_gone(float* o) { shuffle_from_the_go
 
 // A buffer of which the kernel writes a part.
 extern "C" __global__ void half_written(float* o) { if (threadIdx.x < 32) o[threadIdx.x] = 1; }
+
+// Words that are read plainly and swapped then, which makes sure of them; or of which one is not.
+template <int WORDS, int SWAPPED> __device__ void swaps(unsigned* x) {
+    unsigned old[WORDS], was[WORDS];
+    for (int k = 0; k < WORDS; ++k) old[k] = __ldcg(x + k);
+    for (int k = 0; k < SWAPPED; ++k) was[k] = atomicCAS(x + k, old[k], old[k] + 1);
+    for (int k = 0; k < SWAPPED; ++k)
+        while (was[k] != old[k]) {
+            old[k] = was[k];
+            was[k] = atomicCAS(x + k, old[k], old[k] + 1);
+        }
+    for (int k = SWAPPED; k < WORDS; ++k) atomicExch(x + k, old[k] + 1);
+}
+extern "C" __global__ void swap_ok(unsigned* x) { swaps<1, 1>(x); }
+extern "C" __global__ void swap_two_ok(unsigned* x) { swaps<2, 2>(x); }
+extern "C" __global__ void swap_four_ok(unsigned* x) { swaps<4, 4>(x); }
+extern "C" __global__ void swap_one_of_two(unsigned* x) { swaps<2, 1>(x); }

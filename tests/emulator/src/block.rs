@@ -12,7 +12,7 @@ use crate::operand::{Constant, LaneMask, Register, Special, Src};
 use crate::order::{Clock, Knowledge, join};
 use crate::poison::Poison;
 use crate::shared::Shared;
-use crate::step::{LaneFault, Next, Run, Step, World};
+use crate::step::{Execute, LaneFault, Next, Run, Step, World};
 use crate::warp::{Arrival, BarrierVote, Doubt, Group, Reduced, Wait, Warp};
 
 /// What a launch is.
@@ -225,7 +225,7 @@ impl<'g> Block<'g> {
                 known: vec![0; count as usize],
                 copies: Vec::new(),
                 commits: [0; LANES],
-                doubt: None,
+                doubts: Vec::new(),
                 last_look: None,
             }
         };
@@ -426,8 +426,8 @@ impl<'g> Block<'g> {
                     None => mask,
                     Some(pred) => mask & warp.predicate(pred),
                 };
-                if warp.doubt.is_some() && inst.code.is_seen() {
-                    resolve_doubt(warp, inst.code.swaps().map(|place| warp.addresses(place)), active)?;
+                if !warp.doubts.is_empty() {
+                    resolve_doubts(warp, &*inst.code, active)?;
                 }
                 run.counters.warp_instructions += 1;
                 run.counters.thread_instructions += u64::from(active.count_ones());
@@ -524,15 +524,17 @@ impl<'g> Block<'g> {
     }
 }
 
-/// A compare-and-swap of the address that a doubtful read was of settles it; whatever else others may see confirms the race.
-fn resolve_doubt(warp: &mut Warp, swapped: Option<L64>, active: u32) -> Result<(), (u32, LaneFault)> {
-    let Some(Doubt { pc, lane, address, race }) = warp.doubt.take() else { return Ok(()) };
-    if active >> lane & 1 == 0 {
-        warp.doubt = Some(Doubt { pc, lane, address, race });
-        return Ok(());
+/// A compare-and-swap of the address that a doubtful read was of settles it, and other reads leave it open; whatever else others may see confirms
+/// the race.
+fn resolve_doubts(warp: &mut Warp, code: &dyn Execute, active: u32) -> Result<(), (u32, LaneFault)> {
+    if let Some(place) = code.swaps() {
+        let swapped = warp.addresses(place);
+        warp.doubts.retain(|doubt| active >> doubt.lane & 1 == 0 || swapped[doubt.lane] != doubt.address);
+    } else if code.is_seen() && !code.only_reads() {
+        let confirmed = warp.doubts.iter().position(|doubt| active >> doubt.lane & 1 == 1);
+        if let Some(Doubt { pc, lane, race, .. }) = confirmed.map(|i| warp.doubts.swap_remove(i)) {
+            return Err((pc, LaneFault::new(race, lane)));
+        }
     }
-    match swapped {
-        Some(addresses) if addresses[lane] == address => Ok(()),
-        _ => Err((pc, LaneFault::new(race, lane))),
-    }
+    Ok(())
 }

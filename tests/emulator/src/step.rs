@@ -20,6 +20,11 @@ pub(crate) trait Execute: Send + Sync {
         false
     }
 
+    /// Whether all that it does is to read.
+    fn only_reads(&self) -> bool {
+        false
+    }
+
     /// The place that it compares and swaps, if it does.
     fn swaps(&self) -> Option<&Place> {
         None

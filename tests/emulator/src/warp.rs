@@ -145,7 +145,7 @@ pub(crate) struct Warp<'g> {
     pub known: Vec<u32>,
     pub copies: Vec<AsyncCopy>,
     pub commits: [u32; LANES],
-    pub doubt: Option<Doubt>,
+    pub doubts: Vec<Doubt>,
     /// The last strong load: instruction, address, value
     pub last_look: Option<(u32, u64, u64)>,
 }

@@ -136,3 +136,24 @@ fn shuffles_from_lanes_that_are_gone() {
     assert!(o.iter().take(30).enumerate().all(|(i, &v)| v == (i + 1) as f32));
     reported("shuffle_from_the_gone", warp, 0, |kind| matches!(kind, FaultKind::Shuffle));
 }
+
+/// Plain reads of words that compare-and-swaps of the same words follow: any number of them.
+#[test]
+fn reads_that_swaps_make_sure_of() {
+    let Some(ptx) = ptx("silicon") else { return };
+    for seed in SEEDS {
+        let run = |kernel: &str| {
+            let gpu = Gpu { seed, ..Gpu::new(&ptx).unwrap() };
+            let x = gpu.upload(&[5u32; 4]);
+            gpu.launch(kernel, LaunchConfig::line(8, 1), &[&x.to_le_bytes()])?;
+            gpu.download::<u32>(x, 4)
+        };
+        assert_eq!(run("swap_ok").unwrap(), [13, 5, 5, 5]);
+        assert_eq!(run("swap_two_ok").unwrap(), [13, 13, 5, 5]);
+        assert_eq!(run("swap_four_ok").unwrap(), [13; 4]);
+        match run("swap_one_of_two") {
+            Err(Error::Fault(fault)) => assert!(matches!(fault.kind, FaultKind::GlobalRace { .. }), "{fault}"),
+            other => panic!("seed {seed}: {other:?}"),
+        }
+    }
+}

@@ -96,8 +96,10 @@ impl Load {
                 Err(
                     race @ (FaultKind::GlobalRace { atomic: true, .. } | FaultKind::SharedRace { atomic: true, .. }),
                 ) if !strong && self.is_seen() => {
-                    let pc = step.pc;
-                    step.warp.doubt.get_or_insert(Doubt { pc, lane, address, race });
+                    let (pc, doubts) = (step.pc, &mut step.warp.doubts);
+                    if !doubts.iter().any(|doubt| (doubt.lane, doubt.address) == (lane, address)) {
+                        doubts.push(Doubt { pc, lane, address, race });
+                    }
                     self.read(step, lane, address, true)
                 }
                 other => other,
@@ -174,6 +176,10 @@ impl Execute for Load {
 
     fn is_seen(&self) -> bool {
         !matches!(self.place.space, Some(Space::Param | Space::Local | Space::Const))
+    }
+
+    fn only_reads(&self) -> bool {
+        true
     }
 }
 
