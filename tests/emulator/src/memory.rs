@@ -453,20 +453,28 @@ impl Memory {
     /// # Errors
     /// A range that is not in one live allocation, or holds bytes that nobody has written.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        match self.read_as_it_is(address, bytes)? {
+            None => Ok(()),
+            Some(address) => Err(Error::Host(FaultKind::Uninitialised { space: "global", address }.to_string())),
+        }
+    }
+
+    /// The same, whether written or not; gives the first address that nobody has written.
+    ///
+    /// # Errors
+    /// A range that is not in one live allocation.
+    pub fn read_as_it_is(&self, address: u64, bytes: &mut [u8]) -> Result<Option<u64>> {
         if bytes.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let allocation = self.host(address, bytes.len())?;
         let start = (address - allocation.base) as usize;
-        if let Some(at) = allocation.check_written(start, bytes.len()) {
-            let address = allocation.base + at as u64;
-            return Err(Error::Host(FaultKind::Uninitialised { space: "global", address }.to_string()));
-        }
+        let missing = allocation.check_written(start, bytes.len()).map(|at| allocation.base + at as u64);
         for (i, byte) in bytes.iter_mut().enumerate() {
             let at = start + i;
             *byte = (allocation.words[at / 4].load(Relaxed) >> (8 * (at % 4))) as u8;
         }
-        Ok(())
+        Ok(missing)
     }
 
     /// The bytes that all allocations together may have.

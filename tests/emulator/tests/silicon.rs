@@ -157,3 +157,16 @@ fn reads_that_swaps_make_sure_of() {
         }
     }
 }
+
+/// What nobody has written can be copied from a buffer, and it is told where it is.
+#[test]
+fn buffers_that_are_written_in_part() {
+    let Some(ptx) = ptx("silicon") else { return };
+    let gpu = Gpu::new(&ptx).unwrap();
+    let o = gpu.allocate(256);
+    gpu.launch("half_written", LaunchConfig::line(1, 64), &[&o.to_le_bytes()]).unwrap();
+    let mut bytes = [0; 256];
+    assert_eq!(gpu.memory.read_as_it_is(o, &mut bytes).unwrap(), Some(o + 128));
+    assert_eq!(bytes[..128], [0, 0, 128, 63].repeat(32));
+    assert!(gpu.download::<f32>(o, 64).unwrap_err().to_string().contains("never written"));
+}

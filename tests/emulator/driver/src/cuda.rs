@@ -158,7 +158,11 @@ fn to_host(device: &Device, to: *mut c_void, from: u64, count: usize, stream: Op
     }
     // SAFETY: the caller's memory of `count` bytes, not null
     let bytes = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), count) };
-    Ok(device.memory.read(from, bytes)?)
+    if device.unwritten_is_error {
+        return Ok(device.memory.read(from, bytes)?);
+    }
+    device.memory.read_as_it_is(from, bytes)?;
+    Ok(())
 }
 
 entries! { call:
