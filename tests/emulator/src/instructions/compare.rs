@@ -18,12 +18,14 @@ pub(super) fn decode(line: &Line) -> Decoded {
                 3 => None,
                 _ => Some((line.modifiers.iter().find_map(|m| logic(m))?, line.predicate(3)?)),
             };
-            set_predicates(Test::new(line, ty)?, line.predicate_dsts(0)?, with)
+            let half = half_of(ty);
+            let test = Test::new(line, half.unwrap_or(ty))?;
+            set_predicates(test, half.is_some(), line.predicate_dsts(0)?, with)
         }
         "testp" => {
             let op = kind_of_number(line.modifiers.first()?, ty)?;
             let test = Test { op, flush: false, src: [line.src(1, ty)?, Src::Imm(0)] };
-            set_predicates(test, [Some(line.predicate_dst(0)?), None], None)
+            set_predicates(test, false, [Some(line.predicate_dst(0)?), None], None)
         }
         "set" if line.operands.len() == 3 => set(line),
         "selp" => {
@@ -112,12 +114,18 @@ fn joined(logic: Logic, a: (u32, Taint), b: (u32, Taint)) -> Taint {
     a.1.of(decides(b)).or(b.1.of(decides(a)))
 }
 
-/// `p` is whether it holds, `q` the opposite, each joined with another predicate.
-fn set_predicates(test: Test, [p, q]: [Option<u32>; 2], with: Option<(Logic, Pred)>) -> Decoded {
+/// `p` is whether it holds, `q` the opposite; of two halves, `p` of the lower and `q` of the upper one. Each is joined with another predicate.
+fn set_predicates(test: Test, halves: bool, [p, q]: [Option<u32>; 2], with: Option<(Logic, Pred)>) -> Decoded {
     with_poison(false, move |step| {
-        let (holds, taint) = (test.holds(step.warp), step.taint(test.src[0]).or(step.taint(test.src[1])));
+        let taint = step.taint(test.src[0]).or(step.taint(test.src[1]));
+        let (of_p, of_q) = if halves {
+            (test.half_holds(step.warp, 0), test.half_holds(step.warp, 16))
+        } else {
+            let holds = test.holds(step.warp);
+            (holds, !holds)
+        };
         let with = with.map(|(logic, by)| (logic, (step.warp.predicate(by), step.taint_of(by))));
-        for (p, value) in [(p, holds), (q, !holds)] {
+        for (p, value) in [(p, of_p), (q, of_q)] {
             let Some(p) = p else { continue };
             let (value, taint) = match with {
                 None => (value, taint),
@@ -129,14 +137,19 @@ fn set_predicates(test: Test, [p, q]: [Option<u32>; 2], with: Option<(Logic, Pre
     })
 }
 
-/// The lanes where it holds get one, or all ones, the others 0; of two halves each half does.
-fn set(line: &Line) -> Decoded {
-    let ty = line.ty()?;
-    let half = match ty {
+/// The type of each half, of a type that has two.
+fn half_of(ty: Type) -> Option<Type> {
+    match ty {
         Type::F16x2 => Some(Type::F16),
         Type::Bf16x2 => Some(Type::Bf16),
         _ => None,
-    };
+    }
+}
+
+/// The lanes where it holds get one, or all ones, the others 0; of two halves each half does.
+fn set(line: &Line) -> Decoded {
+    let ty = line.ty()?;
+    let half = half_of(ty);
     let yes = match (*line.types.first()?, half) {
         (Type::F32, None) => 1f32.to_bits(),
         (Type::F16, None) | (Type::F16x2, Some(_)) => 0x3c00,
@@ -267,7 +280,7 @@ fn compare(name: &str, ty: Type) -> Option<Compare> {
 
 #[cfg(test)]
 pub(super) fn rows() -> Vec<super::rows::Row> {
-    use super::rows::{INF, NAN, b, d, f, h, s};
+    use super::rows::{INF, NAN, b, d, f, h, s, two};
     vec![
         ("setp.lt.s32 p, a32, b32; selp.b32 d32, 1, 0, p", s(-1), 1, 0, 1),
         ("setp.lt.u32 p, a32, b32; selp.b32 d32, 1, 0, p", s(-1), 1, 0, 0),
@@ -281,6 +294,9 @@ pub(super) fn rows() -> Vec<super::rows::Row> {
         ("setp.num.f64 p, a64, b64; selp.b32 d32, 1, 0, p", d(2.0), d(1.0), 0, 1),
         ("setp.gt.f16 p, a16, b16; selp.b32 d32, 1, 0, p", h(2.0), h(1.0), 0, 1),
         ("setp.ge.bf16 p, a16, b16; selp.b32 d32, 1, 0, p", b(2.0), b(2.0), 0, 1),
+        ("setp.gt.f16x2 p|q, a32, b32; selp.b32 d32, 1, 0, p", two(h(2.0), h(0.0)), two(h(1.0), h(1.0)), 0, 1),
+        ("setp.gt.f16x2 p|q, a32, b32; selp.b32 d32, 1, 0, q", two(h(2.0), h(0.0)), two(h(1.0), h(1.0)), 0, 0),
+        ("setp.le.bf16x2 p|q, a32, b32; selp.b32 d32, 1, 0, q", two(b(2.0), b(0.0)), two(b(1.0), b(1.0)), 0, 1),
         ("setp.gt.ftz.f32 p, a32, b32; selp.b32 d32, 1, 0, p", 1, f(0.0), 0, 0),
         ("setp.eq.s16 p, a16, b16; selp.b32 d32, 1, 0, p", 0xffff, 0x1_ffff, 0, 1),
         // The second predicate is the comparison's opposite; a third operand joins both.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Act, Decoded, code};
 use crate::error::FaultKind;
+use crate::lanes::LANES;
 use crate::line::Line;
 use crate::poison::Pass;
 use crate::step::{Done, Execute, Next, Step};
@@ -13,6 +14,11 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "exit" => Some(exit()),
         "trap" => Some(trap()),
         "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => code(|_| ()),
+        // How long lines stay in a cache has no meaning for values.
+        "createpolicy" => {
+            let dst = line.dst(0)?;
+            code(move |step| step.warp.put(dst, step.active, &[0u64; LANES]))
+        }
         _ => None,
     }
 }
@@ -49,5 +55,26 @@ pub(super) fn rows() -> Vec<super::rows::Row> {
         ("bra OVER; mov.u32 d32, 1; OVER: add.u32 d32, d32, 2", 0, 0, 0, 2),
         ("setp.eq.u32 p, a32, 5; @p bra OVER; mov.u32 d32, 1; OVER: add.u32 d32, d32, 2", 4, 0, 0, 3),
         ("mov.u32 d32, 7; prefetch.global.L2 [i]", 0, 0, 0, 7),
+        (
+            "createpolicy.fractional.L2::evict_last.b64 c64, 1.0; ld.global.L1::evict_last.L2::cache_hint.u32 d32, [i], c64",
+            9,
+            0,
+            0,
+            9,
+        ),
+        (
+            "createpolicy.cvt.L2.b64 c64, 0x10f0; st.global.L2::cache_hint.u32 [i], b32, c64; ld.global.u32 d32, [i]",
+            9,
+            4,
+            0,
+            4,
+        ),
+        (
+            "createpolicy.fractional.L2::evict_first.b64 c64; red.global.add.L2::cache_hint.u32 [i], b32, c64; ld.global.u32 d32, [i]",
+            9,
+            4,
+            0,
+            13,
+        ),
     ]
 }

@@ -42,6 +42,11 @@ fn mma(line: &Line) -> Decoded {
     }
     let (shape, dst) = (*modifiers.get(2)?, line.dsts(0)?);
     let [d, left, right, c] = line.types[..] else { return None };
+    if let (Type::Signed(4), Type::Signed(1) | Type::Unsigned(1), Type::Signed(1) | Type::Unsigned(1)) =
+        (d, left, right)
+    {
+        return mma_of_bytes(line, shape, left, right, dst);
+    }
     if left != right || d != c {
         return None;
     }
@@ -126,6 +131,45 @@ fn spoil_product(step: &mut Step, [a, b, c]: [&[Src]; 3], dst: &[Dst], place: im
         let product = Taint { lanes: Lanes(u32::MAX).where_holds(is_of), ..all };
         step.spoil(dst, product.or(sum));
     }
+}
+
+/// `mma.sync.m16n8k16` and `k32` of bytes, four a register, signed or not: sums in s32, which wrap or saturate at the end.
+fn mma_of_bytes(line: &Line, shape: &str, left: Type, right: Type, dst: Vec<Dst>) -> Decoded {
+    let k = match shape {
+        "m16n8k16" => 16,
+        "m16n8k32" => 32,
+        _ => return None,
+    };
+    let (saturates, bits) = (line.has("satfinite"), Type::Bits(4));
+    let (a, b, c) = (line.srcs(1, bits)?, line.srcs(2, bits)?, line.srcs(3, bits)?);
+    if (a.len(), b.len(), c.len(), dst.len()) != (k / 8, k / 16, 4, 4) {
+        return None;
+    }
+    let byte = |ty: Type| -> fn(u32, usize) -> i64 {
+        match ty {
+            Type::Signed(_) => |register, part| i64::from((register >> (8 * part)) as i8),
+            _ => |register, part| i64::from((register >> (8 * part)) as u8),
+        }
+    };
+    let (of_a, of_b) = (byte(left), byte(right));
+    whole_warp(move |step| {
+        let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
+        let (x, y, z) = (registers(&a), registers(&b), registers(&c));
+        // Element (i, p) of A is lane 4 (i % 8) + p % 16 / 4's, of B (p, j) lane 4 j + p % 16 / 4's; see the tables.
+        let left = |i: usize, p: usize| of_a(x[i / 8 + p / 16 * 2][4 * (i % 8) + p % 16 / 4], p % 4);
+        let right = |p: usize, j: usize| of_b(y[p / 16][4 * j + p % 16 / 4], p % 4);
+        for (n, &dst) in dst.iter().enumerate() {
+            let value: L32 = std::array::from_fn(|lane| {
+                let (i, j) = (lane / 4 + 8 * (n / 2), 2 * (lane % 4) + n % 2);
+                let sum = (0..k).fold(i64::from(z[n][lane] as i32), |sum, p| sum + left(i, p) * right(p, j));
+                if saturates { sum.clamp(i32::MIN.into(), i32::MAX.into()) as u32 } else { sum as u32 }
+            });
+            step.warp.put(dst, step.active, &value);
+        }
+        step.run.counters.mma += 1;
+        step.run.counters.mma_flop += (2 * M * N * k) as u64;
+        spoil_product(step, [&a, &b, &c], &dst, |i, lane| (lane / 4 + 8 * (i / 2), 1 << (2 * (lane % 4) + i % 2)));
+    })
 }
 
 /// What an `mma` multiplies and adds up. Rows of A are 16, or 8 in f64; columns of B are 8.
