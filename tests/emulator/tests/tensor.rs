@@ -88,11 +88,11 @@ fn fragments_of_bytes() {
         };
         (0..128).map(at).collect()
     };
-    let (signed, unsigned): (fn(u8) -> i64, fn(u8) -> i64) = (|v| i64::from(v as i8), i64::from);
+    let signed: fn(u8) -> i64 = |v| i64::from(v as i8);
     let (d, counters) = run(&ptx, "mma_s8", &a, &b, &c);
     assert_eq!(d, expected(signed, |sum| sum as i32));
     assert_eq!(counters.mma_flop, 2 * 16 * 8 * 32);
-    assert_eq!(run(&ptx, "mma_u8_s8", &a, &b, &c).0, expected(unsigned, |sum| sum as i32));
+    assert_eq!(run(&ptx, "mma_u8_s8", &a, &b, &c).0, expected(i64::from, |sum| sum as i32));
     let saturated = |sum: i64| sum.clamp(i32::MIN.into(), i32::MAX.into()) as i32;
     assert_eq!(run(&ptx, "mma_s8_saturated", &a, &b, &c).0, expected(signed, saturated));
 }
