@@ -43,6 +43,8 @@ if [ -z "${LIBCLANG_PATH:-}" ] && ! ls /usr/lib/llvm*/lib /usr/lib/*-linux-gnu 2
     sh "$here/toolkit.sh" bindgen >/dev/null
     export LIBCLANG_PATH="${CUDA_TOOLKIT_DIR:-$root/target/cuda-toolkit}/bindgen/clang/native"
 fi
+# A result that nobody has written is a mistake of what is tested here.
+export PTX_EMULATOR_UNWRITTEN="${PTX_EMULATOR_UNWRITTEN:-error}"
 export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}" CUDAFORGE_THREADS="${CUDAFORGE_THREADS:-2}"
 export LIBRARY_PATH="$home/lib${LIBRARY_PATH:+:$LIBRARY_PATH}" LD_LIBRARY_PATH="$home/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$@"

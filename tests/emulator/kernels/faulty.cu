@@ -62,6 +62,8 @@ extern "C" __global__ void barrier(float* y, int n) {
         y[threadIdx.x] = 1;
         __syncthreads();
         y[threadIdx.x] = 2;
+    } else {
+        asm volatile("bar.sync 1;");
     }
 }
 

@@ -84,6 +84,24 @@ extern "C" __global__ void mma_f64(const double* a, const double* b, const doubl
     d[group * 8 + 2 * rank + 1] = r1;
 }
 
+// Bytes, k 32: A 16×32 row by row, B 32×8 row by row, each lane's registers filled by its place in the tables.
+#define MMA_BYTES(NAME, T, S, TYPE, SAT)                                                                                                         \
+    extern "C" __global__ void NAME(const T* a, const S* b, const int* c, int* d) {                                                              \
+        int lane = threadIdx.x, group = lane / 4, rank = lane % 4;                                                                               \
+        unsigned ra[4] = {}, rb[2] = {};                                                                                                         \
+        int r[4];                                                                                                                                \
+        for (int i = 0; i < 16; ++i) ra[i / 4] |= (a[(group + 8 * (i / 4 % 2)) * 32 + 4 * rank + i % 4 + 16 * (i / 8)] & 0xffu) << (8 * (i % 4)); \
+        for (int i = 0; i < 8; ++i) rb[i / 4] |= (b[(4 * rank + i % 4 + 16 * (i / 4)) * 8 + group] & 0xffu) << (8 * (i % 4));                     \
+        for (int i = 0; i < 4; ++i) r[i] = c[(group + 8 * (i / 2)) * 8 + 2 * rank + i % 2];                                                      \
+        asm volatile("mma.sync.aligned.m16n8k32.row.col" SAT ".s32." TYPE ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"            \
+                     : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])                                                                            \
+                     : "r"(ra[0]), "r"(ra[1]), "r"(ra[2]), "r"(ra[3]), "r"(rb[0]), "r"(rb[1]));                                                  \
+        for (int i = 0; i < 4; ++i) d[(group + 8 * (i / 2)) * 8 + 2 * rank + i % 2] = r[i];                                                      \
+    }
+MMA_BYTES(mma_s8, signed char, signed char, "s8.s8", "")
+MMA_BYTES(mma_u8_s8, unsigned char, signed char, "u8.s8", "")
+MMA_BYTES(mma_s8_saturated, signed char, signed char, "s8.s8", ".satfinite")
+
 // Four 8×8 matrices, as they are and transposed: each lane stores what it got. Row r of matrix m is at 8 (8 m + r).
 extern "C" __global__ void ldmatrix(const unsigned short* x, unsigned* y) {
     __shared__ __align__(16) unsigned short s[256];

@@ -8,11 +8,12 @@ use crate::error::{Error, Fault, FaultKind};
 use crate::kernel::Kernel;
 use crate::lanes::{L64, LANES};
 use crate::memory::{Memory, View};
-use crate::operand::{Constant, LaneMask, Special, Src};
+use crate::operand::{Constant, LaneMask, Register, Special, Src};
 use crate::order::{Clock, Knowledge, join};
+use crate::poison::Poison;
 use crate::shared::Shared;
-use crate::step::{LaneFault, Next, Run, Step, World};
-use crate::warp::{BarrierVote, Doubt, Group, Reduced, Wait, Warp};
+use crate::step::{Execute, LaneFault, Next, Run, Step, World};
+use crate::warp::{Arrival, BarrierVote, Doubt, Group, Reduced, Wait, Warp};
 
 /// What a launch is.
 #[derive(Debug, Clone)]
@@ -45,12 +46,13 @@ pub(crate) struct Block<'g> {
     ready: u32,
     /// The version of memory that its waiting warps know
     version: u64,
-    threads: u32,
-    arrivals: Vec<Arrival>,
+    /// Threads that have not exited
+    live: u32,
+    arrived: Vec<Arrived>,
 }
 
 /// A warp that has arrived at a barrier where it does not wait, and what it knew.
-struct Arrival {
+struct Arrived {
     id: u32,
     lanes: u32,
     known: Vec<u32>,
@@ -71,16 +73,9 @@ pub(crate) enum Turn {
 enum Outcome {
     Seen,
     Blocked,
-    Barrier {
-        id: u32,
-        wanted: Option<u32>,
-    },
-    /// It has arrived at a barrier, and does not wait there
-    Arrival {
-        id: u32,
-        wanted: Option<u32>,
-        lanes: u32,
-    },
+    Barrier(Arrival),
+    /// So many lanes have arrived at a barrier, and do not wait there
+    Arrived(Arrival, u32),
 }
 
 /// xorshift64*
@@ -153,22 +148,38 @@ impl<'g> Grid<'g> {
         })
     }
 
-    fn fault(&self, block: [u32; 3], warp: u32, pc: u32, fault: LaneFault) -> Error {
+    /// An instruction's text and lines.
+    fn place(&self, pc: u32) -> (String, u32, Option<(String, u32)>) {
         let kernel = self.kernel;
-        let origin = kernel.code.get(pc as usize).map(|inst| &kernel.origins[inst.origin as usize]);
-        let source = origin.and_then(|origin| {
-            let (file, line) = origin.location?;
+        let Some(origin) = kernel.code.get(pc as usize).map(|inst| &kernel.origins[inst.origin as usize]) else {
+            return ("the end of the code".into(), 0, None);
+        };
+        let source = origin.location.and_then(|(file, line)| {
             let name = self.files.iter().find(|(index, _)| *index == file)?;
             Some((name.1.clone(), line))
         });
+        (origin.text.clone(), origin.line, source)
+    }
+
+    fn fault(&self, block: [u32; 3], warp: u32, pc: u32, fault: LaneFault) -> Error {
+        // Of poison the read is what a reader looks for; where it led to is told beside it.
+        let reaches = fault.read.map(|(_, what)| {
+            let (text, line, source) = self.place(pc);
+            let source = source.map_or(String::new(), |(file, line)| format!("{file}:{line}, "));
+            format!("{what} at {source}PTX line {line}: {text}")
+        });
+        let (instruction, ptx_line, source) = self.place(fault.read.map_or(pc, |(read, _)| read));
+        let thread = self.thread(warp, fault.lane);
+        let kernel = self.kernel.name.clone();
         Error::Fault(Box::new(Fault {
-            kernel: kernel.name.clone(),
+            kernel,
             block,
-            thread: self.thread(warp, fault.lane),
-            instruction: origin.map_or_else(|| "the end of the code".into(), |origin| origin.text.clone()),
-            ptx_line: origin.map_or(0, |origin| origin.line),
+            thread,
+            instruction,
+            ptx_line,
             source,
             kind: fault.kind,
+            reaches,
         }))
     }
 }
@@ -206,6 +217,7 @@ impl<'g> Block<'g> {
                 r32,
                 r64,
                 predicates: vec![0; kernel.registers.predicates as usize],
+                poison: Poison::default(),
                 local: vec![0xff; kernel.local * LANES],
                 local_written: vec![false; kernel.local * LANES],
                 groups: vec![Group { pc: 0, mask, wait: Wait::No }],
@@ -213,8 +225,7 @@ impl<'g> Block<'g> {
                 known: vec![0; count as usize],
                 copies: Vec::new(),
                 commits: [0; LANES],
-                doubt: None,
-                carry: 0,
+                doubts: Vec::new(),
                 last_look: None,
             }
         };
@@ -226,8 +237,8 @@ impl<'g> Block<'g> {
             random: Random((grid.seed ^ u64::from(flat).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1),
             ready: everyone(count),
             version: 0,
-            threads,
-            arrivals: Vec::new(),
+            live: threads,
+            arrived: Vec::new(),
         }
     }
 
@@ -261,11 +272,12 @@ impl<'g> Block<'g> {
         let mut left = self.ready;
         (0..nth).for_each(|_| left &= left - 1);
         let w = left.trailing_zeros() as usize;
+        let live = self.live;
         match self.run_warp(w, world).map_err(|(pc, fault)| self.fault(w, pc, fault))? {
             Outcome::Seen => {}
             Outcome::Blocked => self.ready &= !(1 << w),
-            Outcome::Barrier { id, wanted } => self.barrier(id, wanted),
-            Outcome::Arrival { id, wanted, lanes } => {
+            Outcome::Barrier(arrival) => self.barrier(arrival),
+            Outcome::Arrived(arrival, lanes) => {
                 // What it did until now is what those who wait will know of.
                 self.run.phase += 1;
                 let warp = &mut self.warps[w];
@@ -273,19 +285,26 @@ impl<'g> Block<'g> {
                 let (mut own, mut others) = (vec![0; warp.known.len()], Knowledge::default());
                 warp.clock.gather(&mut own, &mut others);
                 own[w] = self.run.phase;
-                self.arrivals.push(Arrival { id, lanes, known: warp.known.clone(), own, others });
-                self.barrier(id, wanted);
+                self.arrived.push(Arrived { id: arrival.id, lanes, known: warp.known.clone(), own, others });
+                self.barrier(arrival);
             }
+        }
+        if self.live < live {
+            // Those who are gone may be all that a barrier of all threads was waiting for.
+            let waits = self.warps.iter().flat_map(|warp| &warp.groups).map(|group| group.wait);
+            let held = |wait| if let Wait::Barrier(at @ Arrival { wanted: None, .. }) = wait { Some(at) } else { None };
+            let held: Vec<Arrival> = waits.filter_map(held).collect();
+            held.into_iter().for_each(|arrival| self.barrier(arrival));
         }
         Ok(Turn::Ran)
     }
 
-    /// Lets everyone go whom barrier `id` held, if all are there.
-    fn barrier(&mut self, id: u32, wanted: Option<u32>) {
-        let at_it = |group: &&Group| matches!(group.wait, Wait::Barrier(at, _) if at == id);
+    /// Lets everyone go whom a barrier held, if all are there.
+    fn barrier(&mut self, Arrival { id, wanted, .. }: Arrival) {
+        let at_it = |group: &&Group| matches!(group.wait, Wait::Barrier(at) if at.id == id);
         let waiting: u32 = self.warps.iter().flat_map(|w| &w.groups).filter(at_it).map(|g| g.mask.count_ones()).sum();
-        let arrived: u32 = self.arrivals.iter().filter(|a| a.id == id).map(|a| a.lanes).sum();
-        if waiting == 0 || waiting + arrived < wanted.unwrap_or(self.threads) {
+        let arrived: u32 = self.arrived.iter().filter(|a| a.id == id).map(|a| a.lanes).sum();
+        if waiting == 0 || waiting + arrived < wanted.unwrap_or(self.live) {
             return;
         }
         self.vote(id);
@@ -305,10 +324,10 @@ impl<'g> Block<'g> {
             most(&mut known, &self.warps[w].known);
             self.warps[w].clock.gather(&mut own, &mut others);
         }
-        for arrival in self.arrivals.extract_if(.., |arrival| arrival.id == id) {
-            most(&mut known, &arrival.known);
-            most(&mut own, &arrival.own);
-            join(&mut others, &arrival.others);
+        for arrived in self.arrived.extract_if(.., |arrived| arrived.id == id) {
+            most(&mut known, &arrived.known);
+            most(&mut own, &arrived.own);
+            join(&mut others, &arrived.others);
         }
         for &w in &members {
             (known[w], own[w]) = (run.tick, run.phase);
@@ -329,7 +348,7 @@ impl<'g> Block<'g> {
     fn vote(&mut self, id: u32) {
         let votes = |warp: &Warp| -> Vec<(u32, BarrierVote)> {
             let vote = |group: &Group| match group.wait {
-                Wait::Barrier(at, Some(vote)) if at == id => Some((group.mask, vote)),
+                Wait::Barrier(Arrival { id: at, vote, .. }) if at == id => Some((group.mask, vote?)),
                 _ => None,
             };
             warp.groups.iter().filter_map(vote).collect()
@@ -372,16 +391,16 @@ impl<'g> Block<'g> {
         } else {
             let there: u32 = barrier.iter().map(|(_, g)| g.mask.count_ones()).sum();
             FaultKind::Barrier(format!(
-                "{there} of the block's {} threads have reached it, and no other can",
-                self.threads
+                "{there} of the block's {} threads that are left have reached it, and no other can",
+                self.live
             ))
         };
-        self.fault(w, group.pc, LaneFault { kind, lane: group.mask.trailing_zeros() as usize })
+        self.fault(w, group.pc, LaneFault::new(kind, group.mask.trailing_zeros() as usize))
     }
 
     /// Runs a warp until it has touched memory that others see, or waits, or ends.
     fn run_warp(&mut self, w: usize, world: &mut World) -> Result<Outcome, (u32, LaneFault)> {
-        let Self { grid, warps, run, random, .. } = self;
+        let Self { grid, warps, run, random, live, .. } = self;
         let (code, warp) = (&grid.kernel.code, &mut warps[w]);
         let runnable = |g: &Group| g.wait == Wait::No;
         loop {
@@ -398,9 +417,8 @@ impl<'g> Block<'g> {
             }
             let Group { mut pc, mut mask, .. } = warp.groups[at];
             loop {
-                let deadlock = |text: String| {
-                    (pc, LaneFault { kind: FaultKind::Deadlock(text), lane: mask.trailing_zeros() as usize })
-                };
+                let deadlock =
+                    |text: String| (pc, LaneFault::new(FaultKind::Deadlock(text), mask.trailing_zeros() as usize));
                 let Some(inst) = code.get(pc as usize) else {
                     return Err(deadlock("the kernel runs past its end".into()));
                 };
@@ -408,17 +426,20 @@ impl<'g> Block<'g> {
                     None => mask,
                     Some(pred) => mask & warp.predicate(pred),
                 };
-                if warp.doubt.is_some() && inst.code.is_seen() {
-                    resolve_doubt(warp, inst.code.swaps().map(|place| warp.addresses(place)), active)?;
+                if !warp.doubts.is_empty() {
+                    resolve_doubts(warp, &*inst.code, active)?;
                 }
                 run.counters.warp_instructions += 1;
                 run.counters.thread_instructions += u64::from(active.count_ones());
+                let mut step = Step { run, warp, world, pc, active, mask };
+                if step.warp.poison.is_any() {
+                    let guard = inst.guard.map(|guard| Register::Predicate(guard.register));
+                    let flow = &grid.kernel.flows[pc as usize];
+                    step.pass(inst.code.pass(), flow, guard).map_err(|fault| (pc, fault))?;
+                }
                 // What nobody does has no effect, on others or on what they know.
-                let next = if active == 0 {
-                    Next::On
-                } else {
-                    inst.code.execute(&mut Step { run, warp, world, pc, active, mask }).map_err(|fault| (pc, fault))?
-                };
+                let next =
+                    if active == 0 { Next::On } else { inst.code.execute(&mut step).map_err(|fault| (pc, fault))? };
                 match next {
                     Next::On => pc += 1,
                     Next::Jump(target) => {
@@ -447,6 +468,7 @@ impl<'g> Block<'g> {
                     Next::Exit => {
                         mask &= !active;
                         warp.groups[at].mask = mask;
+                        *live -= active.count_ones();
                         // Those who waited for the lanes that are gone look again.
                         for group in &mut warp.groups {
                             if group.wait == Wait::Lanes {
@@ -474,17 +496,17 @@ impl<'g> Block<'g> {
                         warp.settle(mask, pc + 1, Wait::Memory);
                         return Ok(Outcome::Seen);
                     }
-                    Next::Barrier { id, wanted, arrive: true, .. } => {
+                    Next::Arrive(arrival) => {
                         warp.groups.remove(at);
                         warp.settle(mask, pc + 1, Wait::No);
-                        return Ok(Outcome::Arrival { id, wanted, lanes: active.count_ones() });
+                        return Ok(Outcome::Arrived(arrival, active.count_ones()));
                     }
-                    Next::Barrier { id, wanted, vote, .. } => {
+                    Next::Barrier(arrival) => {
                         warp.groups.remove(at);
                         // Lanes whose guard is off go on.
                         warp.settle(mask & !active, pc + 1, Wait::No);
-                        warp.settle(active, pc, Wait::Barrier(id, vote));
-                        return Ok(Outcome::Barrier { id, wanted });
+                        warp.settle(active, pc, Wait::Barrier(arrival));
+                        return Ok(Outcome::Barrier(arrival));
                     }
                 }
                 if alone {
@@ -502,15 +524,17 @@ impl<'g> Block<'g> {
     }
 }
 
-/// A compare-and-swap of the address that a doubtful read was of settles it; whatever else others may see confirms the race.
-fn resolve_doubt(warp: &mut Warp, swapped: Option<L64>, active: u32) -> Result<(), (u32, LaneFault)> {
-    let Some(Doubt { pc, lane, address, race }) = warp.doubt.take() else { return Ok(()) };
-    if active >> lane & 1 == 0 {
-        warp.doubt = Some(Doubt { pc, lane, address, race });
-        return Ok(());
+/// A compare-and-swap of the address that a doubtful read was of settles it, and other reads leave it open; whatever else others may see confirms
+/// the race.
+fn resolve_doubts(warp: &mut Warp, code: &dyn Execute, active: u32) -> Result<(), (u32, LaneFault)> {
+    if let Some(place) = code.swaps() {
+        let swapped = warp.addresses(place);
+        warp.doubts.retain(|doubt| active >> doubt.lane & 1 == 0 || swapped[doubt.lane] != doubt.address);
+    } else if code.is_seen() && !code.only_reads() {
+        let confirmed = warp.doubts.iter().position(|doubt| active >> doubt.lane & 1 == 1);
+        if let Some(Doubt { pc, lane, race, .. }) = confirmed.map(|i| warp.doubts.swap_remove(i)) {
+            return Err((pc, LaneFault::new(race, lane)));
+        }
     }
-    match swapped {
-        Some(addresses) if addresses[lane] == address => Ok(()),
-        _ => Err((pc, LaneFault { kind: race, lane })),
-    }
+    Ok(())
 }

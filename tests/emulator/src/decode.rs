@@ -13,6 +13,7 @@ use crate::kernel::{Inst, Kernel, Origin, Registers};
 use crate::line::{Line, Touches};
 use crate::names::{Meaning, Names};
 use crate::operand::Pred;
+use crate::poison::Flow;
 use crate::step::Execute;
 use crate::syntax::{Function, Instruction, Operand, Source, Space, Statement, Variable};
 
@@ -45,6 +46,7 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
     let kernel = Kernel {
         name: name.into(),
         code: Vec::new(),
+        flows: Vec::new(),
         origins: Vec::new(),
         registers: Registers::default(),
         constants: Vec::new(),
@@ -83,7 +85,7 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
     }
     decoder.body(body)?;
     decoder.resolve()?;
-    decoder.push(None, Arc::new(control::Exit), 0);
+    decoder.push(None, control::exit(), 0);
     let Decoder { mut kernel, names, touches, .. } = decoder;
     (kernel.registers, kernel.constants) = names.into_registers();
     (kernel.granule, kernel.sequential) = (touches.get().granule, touches.get().sequential);
@@ -148,17 +150,22 @@ impl<'s> Decoder<'s> {
     }
 
     fn push(&mut self, guard: Option<Pred>, code: Arc<dyn Execute>, origin: u32) {
+        self.push_with(guard, code, Flow::default(), origin);
+    }
+
+    fn push_with(&mut self, guard: Option<Pred>, code: Arc<dyn Execute>, flow: Flow, origin: u32) {
         self.kernel.code.push(Inst { guard, code, origin });
+        self.kernel.flows.push(flow);
     }
 
     /// Points the branch at `at` at an instruction.
     fn aim(&mut self, at: usize, target: u32) {
-        self.kernel.code[at].code = Arc::new(control::Branch { target });
+        self.kernel.code[at].code = control::branch(target);
     }
 
     /// A branch whose target is not known yet; gives its place.
     fn branch(&mut self, guard: Option<Pred>, origin: u32) -> usize {
-        self.push(guard, Arc::new(control::Branch { target: 0 }), origin);
+        self.push(guard, control::branch(0), origin);
         self.kernel.code.len() - 1
     }
 
@@ -227,7 +234,7 @@ impl<'s> Decoder<'s> {
             "call" => return self.call(instruction, guard, origin),
             "ret" => {
                 if self.returns.is_empty() {
-                    self.push(guard, Arc::new(control::Exit), origin);
+                    self.push(guard, control::exit(), origin);
                     return Ok(());
                 }
                 let at = self.branch(guard, origin);
@@ -249,8 +256,10 @@ impl<'s> Decoder<'s> {
             _ => {}
         }
         // What is not known is a fault of the launch that reaches it, not of the module that contains it.
-        let code = instructions::decode(&Line::new(instruction, &self.names, &self.touches));
-        self.push(guard, code.unwrap_or_else(|| Arc::new(control::Unknown)), origin);
+        let line = Line::new(instruction, &self.names, &self.touches);
+        let code = instructions::decode(&line).unwrap_or_else(|| Arc::new(control::Unknown));
+        let flow = line.take_flow();
+        self.push_with(guard, code, flow, origin);
         Ok(())
     }
 
@@ -263,7 +272,7 @@ impl<'s> Decoder<'s> {
         let Some(body) = &callee.body else {
             // vprintf, assertions: what a device library would do is not modelled; a failed assertion stops the kernel.
             let fails = callee.name == "__assertfail";
-            let code: Arc<dyn Execute> = if fails { Arc::new(control::Trap) } else { Arc::new(control::Unknown) };
+            let code = if fails { control::trap() } else { Arc::new(control::Unknown) };
             self.push(guard, code, origin);
             return Ok(());
         };

@@ -82,6 +82,8 @@ pub struct Fault {
     pub source: Option<(String, u32)>,
     /// What went wrong
     pub kind: FaultKind,
+    /// Of a read that gave nothing: what its value has reached, and where
+    pub reaches: Option<String>,
 }
 
 /// What went wrong.
@@ -143,6 +145,8 @@ pub enum FaultKind {
         /// The address in shared memory
         address: u64,
     },
+    /// A value of a lane that takes no part in the shuffle.
+    Shuffle,
     /// A barrier that some threads of the block can no longer reach.
     Barrier(String),
     /// No thread can go on.
@@ -183,6 +187,7 @@ impl std::fmt::Display for FaultKind {
             FaultKind::InFlight { address } => {
                 write!(f, "access to shared memory at {address:#x}, which a cp.async that nobody has waited for writes")
             }
+            FaultKind::Shuffle => write!(f, "a shuffle from a lane that takes no part in it, or has exited"),
             FaultKind::Barrier(message) => write!(f, "barrier: {message}"),
             FaultKind::Deadlock(message) => write!(f, "deadlock: {message}"),
             FaultKind::Trap => write!(f, "trap"),
@@ -201,7 +206,11 @@ impl std::fmt::Display for Fault {
         if let Some((file, line)) = &self.source {
             write!(f, ", {file}:{line}")?;
         }
-        write!(f, ", PTX line {}: {}", self.ptx_line, self.instruction)
+        write!(f, ", PTX line {}: {}", self.ptx_line, self.instruction)?;
+        match &self.reaches {
+            Some(what) => write!(f, "; its value reaches {what}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::operand::{Constant, Pred, Src};
+use crate::poison::Flow;
 use crate::step::Execute;
 
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct Kernel {
     /// Its name
     pub name: String,
     pub(crate) code: Vec<Inst>,
+    /// What each does to registers
+    pub(crate) flows: Vec<Flow>,
     pub(crate) origins: Vec<Origin>,
     pub(crate) registers: Registers,
     /// The registers that hold constants

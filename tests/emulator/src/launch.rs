@@ -228,11 +228,14 @@ impl Module {
             }
             bytes[offset..offset + size].copy_from_slice(value);
         }
+        let resident = kernel.occupancy(threads as u32, config.dynamic_shared, limits);
+        let resident = u64::from(resident) * u64::from(limits.multiprocessors);
         let workspace = if config.cooperative {
-            let most = kernel.occupancy(threads as u32, config.dynamic_shared, limits);
-            let most = u64::from(most) * u64::from(limits.multiprocessors);
-            if blocks > most {
-                return Err(Error::CooperativeTooLarge(format!("{blocks} blocks, {most} of {} at once", kernel.name)));
+            if blocks > resident {
+                return Err(Error::CooperativeTooLarge(format!(
+                    "{blocks} blocks, {resident} of {} at once",
+                    kernel.name
+                )));
             }
             let address = memory.allocate_labelled(64, Some("the grid's barrier".into()))?;
             memory.write(address, &[0; 64])?;
@@ -257,9 +260,9 @@ impl Module {
         };
         let order = Shuffled::new(blocks as u32, config.seed);
         let results = if config.cooperative {
-            in_turn(&grid, &order, blocks as usize, memory)
+            in_turn(&grid, &order, blocks as usize, resident as usize, memory)
         } else if kernel.sequential {
-            in_turn(&grid, &order, RESIDENT, memory)
+            in_turn(&grid, &order, AT_FIRST, resident as usize, memory)
         } else {
             side_by_side(&grid, &order, memory)
         };
@@ -272,8 +275,11 @@ impl Module {
     }
 }
 
-/// Blocks that are alive at once where they run in turn and the launch is not cooperative.
-const RESIDENT: usize = 8;
+/// Blocks that are alive at first where they run in turn and the launch is not cooperative: a few, since each takes memory of the host.
+const AT_FIRST: usize = 8;
+
+/// Turns without a block's end after which as many again come alive, if the device holds more.
+const LONG: u32 = 1 << 14;
 
 /// Times that blocks, all of them waiting for memory to change, look again though nothing has changed it.
 const PATIENCE: u32 = 1000;
@@ -363,19 +369,29 @@ fn side_by_side(grid: &Grid, order: &Shuffled, memory: &Memory) -> Ran {
     flat.par_iter().fold(nothing, fold).reduce(nothing, merge).map_err(|(_, error)| error)
 }
 
-/// Blocks that may speak to each other: `resident` of them are alive at once, and take turns in a seeded order on one thread.
-fn in_turn(grid: &Grid, order: &Shuffled, resident: usize, memory: &Memory) -> Ran {
+/// Blocks that may speak to each other take turns in a seeded order on one thread. More than there are at first come alive, up to what the
+/// device holds, when those that are wait for memory to change, or go on without an end: they may wait for others.
+fn in_turn(grid: &Grid, order: &Shuffled, at_first: usize, resident: usize, memory: &Memory) -> Ran {
     let mut next = order.iter();
     let mut world = World::default();
-    let mut alive: Vec<Block> = next.by_ref().take(resident).map(|flat| Block::new(grid, flat, memory)).collect();
+    let mut alive: Vec<Block> = next.by_ref().take(at_first).map(|flat| Block::new(grid, flat, memory)).collect();
     // The blocks among the first `awake` have something to run, or have not been asked since memory changed.
     let (mut awake, mut version) = (alive.len(), world.version);
     let mut woken = (0, 0);
+    let mut turns = 0;
     let (mut counters, mut touched) = (Counters::default(), Vec::new());
     let mut random = grid.seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
     while !alive.is_empty() {
         if world.version != version {
             (awake, version) = (alive.len(), world.version);
+        }
+        if awake == 0 || turns > LONG {
+            turns = 0;
+            let more = alive.len().min(resident.saturating_sub(alive.len()));
+            for flat in next.by_ref().take(more) {
+                alive.insert(awake, Block::new(grid, flat, memory));
+                awake += 1;
+            }
         }
         if awake == 0 {
             // A plain store may have changed what they look at, or they only look a number of times: all look again.
@@ -393,6 +409,7 @@ fn in_turn(grid: &Grid, order: &Shuffled, resident: usize, memory: &Memory) -> R
         let chosen = (random >> 33) as usize % awake;
         // A few turns at a time: blocks are many, and what they run should stay near.
         for _ in 0..(random >> 29 & 7) + 1 {
+            turns += 1;
             match alive[chosen].turn(&mut world)? {
                 Turn::Ran => {}
                 Turn::Idle => {
@@ -401,6 +418,7 @@ fn in_turn(grid: &Grid, order: &Shuffled, resident: usize, memory: &Memory) -> R
                     break;
                 }
                 Turn::Done => {
+                    turns = 0;
                     awake -= 1;
                     alive.swap(chosen, awake);
                     let done = alive.swap_remove(awake);

@@ -1,9 +1,8 @@
-//! Executes PTX on the CPU, with checks and counters: the beginning of the emulated GPU that the CUDA tests are to run on.
+//! Executes PTX on the CPU, with checks and counters: the emulated GPU that the CUDA tests run on.
 //!
-//! What is here: a parser of what nvcc writes, a decoder, and an interpreter of warps (32 lanes at a time) with divergence, barriers,
-//! shuffles, votes, atomics and every space of memory; out-of-bounds, misaligned, freed and never-written accesses, races in shared memory,
-//! barriers that only part of a block reaches and deadlocks are reported with kernel, source line, block and thread. `README.md` says what
-//! is missing.
+//! A parser of what nvcc writes, a decoder, and an interpreter of warps (32 lanes at a time). Out-of-bounds, misaligned, freed and never-written
+//! accesses, races, barriers that only part of a block reaches and deadlocks are reported with kernel, source line, block and thread.
+//! `README.md` says what is where and what is missing.
 
 mod block;
 mod count;
@@ -20,6 +19,7 @@ mod names;
 pub mod nvcc;
 mod operand;
 mod order;
+mod poison;
 mod shared;
 mod step;
 pub mod syntax;

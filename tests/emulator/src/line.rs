@@ -1,9 +1,10 @@
 //! An instruction as its decoder sees it: the opcode's parts, and operands resolved.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use crate::names::{Meaning, Names};
-use crate::operand::{Constant, Dst, Order, Place, Pred, Special, Src};
+use crate::operand::{CARRY, Constant, Dst, Order, Place, Pred, Register, Special, Src};
+use crate::poison::Flow;
 use crate::syntax::{Instruction, Operand, Space, Type};
 
 /// What a kernel does to memory, all its instructions together.
@@ -27,13 +28,23 @@ pub(crate) struct Line<'l> {
     pub operands: &'l [Operand],
     names: &'l Names<'l>,
     touches: &'l Cell<Touches>,
+    /// What has been asked for of it
+    flow: RefCell<Flow>,
 }
 
 impl<'l> Line<'l> {
     pub fn new(instruction: &'l Instruction, names: &'l Names<'l>, touches: &'l Cell<Touches>) -> Self {
         let modifiers: Vec<&str> = instruction.opcode[1..].iter().map(String::as_str).collect();
         let types = modifiers.iter().filter_map(|m| Type::parse(m)).collect();
-        Self { name: &instruction.opcode[0], modifiers, types, operands: &instruction.operands, names, touches }
+        Self {
+            name: &instruction.opcode[0],
+            modifiers,
+            types,
+            operands: &instruction.operands,
+            names,
+            touches,
+            flow: RefCell::default(),
+        }
     }
 
     pub fn has(&self, wanted: &str) -> bool {
@@ -83,8 +94,18 @@ impl<'l> Line<'l> {
         self.touches.set(all);
     }
 
+    /// What has been asked for of it since this was asked last.
+    pub fn take_flow(&self) -> Flow {
+        self.flow.take()
+    }
+
+    fn read(&self, src: Src) -> Src {
+        self.flow.borrow_mut().reads.extend(src.register());
+        src
+    }
+
     fn source(&self, operand: &Operand, ty: Type) -> Option<Src> {
-        Some(match operand {
+        Some(self.read(match operand {
             Operand::Name(name) if name == "WARP_SZ" => Src::Imm(32),
             Operand::Name(name) => match self.names.meaning(name) {
                 Some(Meaning::R32(r)) => Src::R32(r),
@@ -105,26 +126,32 @@ impl<'l> Line<'l> {
             Operand::F64(bits) if ty == Type::F32 => Src::Imm(u64::from((f64::from_bits(*bits) as f32).to_bits())),
             Operand::F64(bits) => Src::Imm(*bits),
             _ => return None,
-        })
+        }))
     }
 
     fn destination(&self, operand: &Operand) -> Option<Dst> {
-        match operand {
-            Operand::Name(name) if name == "_" => Some(Dst::None),
-            Operand::Name(name) => match self.names.meaning(name)? {
-                Meaning::R32(r) => Some(Dst::R32(r)),
-                Meaning::R64(r) => Some(Dst::R64(r)),
-                _ => None,
-            },
+        let Operand::Name(name) = operand else { return None };
+        let dst = match self.names.meaning(name) {
+            None if name == "_" => Dst::None,
+            Some(Meaning::R32(r)) => Dst::R32(r),
+            Some(Meaning::R64(r)) => Dst::R64(r),
+            _ => return None,
+        };
+        self.flow.borrow_mut().writes.extend(dst.register());
+        Some(dst)
+    }
+
+    fn predicate_named(&self, name: &str) -> Option<u32> {
+        match self.names.meaning(name)? {
+            Meaning::Predicate(register) => Some(register),
             _ => None,
         }
     }
 
-    fn predicate_named(&self, name: &str, negated: bool) -> Option<Pred> {
-        match self.names.meaning(name)? {
-            Meaning::Predicate(register) => Some(Pred { register, negated }),
-            _ => None,
-        }
+    fn predicate_written(&self, name: &str) -> Option<u32> {
+        let p = self.predicate_named(name)?;
+        self.flow.borrow_mut().writes.push(Register::Predicate(p));
+        Some(p)
     }
 
     /// The source that operand `i` is.
@@ -164,29 +191,53 @@ impl<'l> Line<'l> {
     pub fn dst_and_predicate(&self, i: usize) -> Option<(Dst, Option<u32>)> {
         match self.operands.get(i)? {
             Operand::Pair(d, p) => {
-                let p = self.predicate_named(p, false)?;
-                Some((self.destination(&Operand::Name(d.clone()))?, Some(p.register)))
+                Some((self.destination(&Operand::Name(d.clone()))?, Some(self.predicate_written(p)?)))
             }
             d => Some((self.destination(d)?, None)),
         }
     }
 
+    /// A predicate that it reads.
     pub fn predicate(&self, i: usize) -> Option<Pred> {
+        let (name, negated) = match self.operands.get(i)? {
+            Operand::Name(name) => (name, false),
+            Operand::Not(name) => (name, true),
+            _ => return None,
+        };
+        let register = self.predicate_named(name)?;
+        self.flow.borrow_mut().reads.push(Register::Predicate(register));
+        Some(Pred { register, negated })
+    }
+
+    /// A predicate that it writes.
+    pub fn predicate_dst(&self, i: usize) -> Option<u32> {
         match self.operands.get(i)? {
-            Operand::Name(name) => self.predicate_named(name, false),
-            Operand::Not(name) => self.predicate_named(name, true),
+            Operand::Name(name) => self.predicate_written(name),
             _ => None,
         }
     }
 
-    /// `p|q`, or `p` alone, either of which may be `_`.
-    pub fn predicates(&self, i: usize) -> Option<[Option<u32>; 2]> {
-        let register = |name: &String| self.predicate_named(name, false).map(|p| p.register);
+    /// `p|q`, or `p` alone, that it writes, either of which may be `_`.
+    pub fn predicate_dsts(&self, i: usize) -> Option<[Option<u32>; 2]> {
         match self.operands.get(i)? {
-            Operand::Pair(p, q) => Some([register(p), register(q)]),
-            Operand::Name(p) => Some([register(p), None]),
+            Operand::Pair(p, q) => Some([self.predicate_written(p), self.predicate_written(q)]),
+            Operand::Name(p) => Some([self.predicate_written(p), None]),
             _ => None,
         }
+    }
+
+    /// It reads the carry, and writes it.
+    pub fn carries(&self, reads: bool, writes: bool) {
+        let mut flow = self.flow.borrow_mut();
+        flow.reads.extend(reads.then_some(Register::Predicate(CARRY)));
+        flow.writes.extend(writes.then_some(Register::Predicate(CARRY)));
+    }
+
+    /// The mask of lanes that operand `i` is.
+    pub fn members(&self, i: usize) -> Option<Src> {
+        let members = self.src32(i)?;
+        self.flow.borrow_mut().uses.extend(members.register());
+        Some(members)
     }
 
     pub fn integer(&self, i: usize) -> Option<i128> {
@@ -194,6 +245,11 @@ impl<'l> Line<'l> {
             Operand::Integer(value) => Some(*value),
             _ => None,
         }
+    }
+
+    fn based(&self, space: Option<Space>, base: Src, offset: i64) -> Place {
+        self.flow.borrow_mut().uses.extend(base.register());
+        Place { space, base: Some(base), offset }
     }
 
     pub fn place(&self, i: usize, space: Option<Space>) -> Option<Place> {
@@ -204,8 +260,8 @@ impl<'l> Line<'l> {
             return Some(Place { space, base: None, offset: *offset });
         };
         Some(match self.names.meaning(name)? {
-            Meaning::R32(r) => Place { space, base: Some(Src::R32(r)), offset: *offset },
-            Meaning::R64(r) => Place { space, base: Some(Src::R64(r)), offset: *offset },
+            Meaning::R32(r) => self.based(space, Src::R32(r), *offset),
+            Meaning::R64(r) => self.based(space, Src::R64(r), *offset),
             Meaning::Parameter(start) => Place { space: Some(Space::Param), base: None, offset: start as i64 + offset },
             Meaning::Address(actual, address) => {
                 // `ld.param` of a call's parameter, which lies in local memory.

@@ -127,15 +127,15 @@ impl Allocation {
         }
     }
 
-    /// Checks an access against a word's shadow and leaves its mark there.
+    /// Checks an access against a word's shadow and leaves its mark there; gives whether all its bytes have been written.
     #[inline]
-    fn touch(&self, word: usize, bytes: u64, how: Touch, by: &Clock) -> Access<()> {
+    fn touch(&self, word: usize, bytes: u64, how: Touch, by: &Clock) -> Access<bool> {
         // Nothing new: its reader reads it again, and whoever had written it since would have been told.
         if how == Touch::Read {
             let now = self.shadow[word].load(Relaxed);
             let same = u64::from(by.stamp) << 40 | bytes << 8 | bytes;
             if now & (STAMP << 40 | bytes << 8 | bytes) == same && by.stamp != 0 {
-                return Ok(());
+                return Ok(true);
             }
         }
         self.touch_anew(word, bytes, how, by)
@@ -163,13 +163,14 @@ impl Allocation {
         Ok(())
     }
 
-    fn touch_anew(&self, word: usize, bytes: u64, how: Touch, by: &Clock) -> Access<()> {
+    fn touch_anew(&self, word: usize, bytes: u64, how: Touch, by: &Clock) -> Access<bool> {
         let shadow = &self.shadow[word];
         let mut now = Shadow(shadow.load(Relaxed));
         let address = || self.base + 4 * word as u64;
         loop {
             let (writer, reader) = (now.writer(), now.reader());
-            if how != Touch::Write && now.written() & bytes != bytes {
+            let written = now.written() & bytes == bytes;
+            if !written && matches!(how, Touch::Strong | Touch::Swap) {
                 return Err(FaultKind::Uninitialised { space: "global", address: address() });
             }
             if now.mixed() && now.writer() >= by.base {
@@ -186,15 +187,15 @@ impl Allocation {
                 return Err(race(address(), reader, false, by));
             }
             let next = match how {
-                Touch::StrongRead => return Ok(()),
+                Touch::StrongRead => return Ok(written),
                 Touch::Read => {
                     if reader == by.stamp && now.reader_bytes() & bytes == bytes {
-                        return Ok(());
+                        return Ok(written);
                     }
                     // Of a word's readers one is remembered: which is a matter of its address.
                     let mixed = (word as u32 ^ by.stamp.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
                     if reader >= by.base && reader != by.stamp && mixed >> 31 == 0 {
-                        return Ok(());
+                        return Ok(written);
                     }
                     now.with_reader(by.stamp, bytes)
                 }
@@ -209,19 +210,19 @@ impl Allocation {
                 }
             };
             if next == now {
-                return Ok(());
+                return Ok(written);
             }
             match shadow.compare_exchange_weak(now.0, next.0, Relaxed, Relaxed) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(written),
                 Err(other) => now = Shadow(other),
             }
         }
     }
 
     #[inline]
-    fn touch_all(&self, offset: usize, size: usize, how: Touch, by: &Clock) -> Access<()> {
-        self.touch(offset / 4, Self::bytes(offset, size), how, by)?;
-        if size == 8 { self.touch(offset / 4 + 1, 15, how, by) } else { Ok(()) }
+    fn touch_all(&self, offset: usize, size: usize, how: Touch, by: &Clock) -> Access<bool> {
+        let low = self.touch(offset / 4, Self::bytes(offset, size), how, by)?;
+        Ok(if size == 8 { self.touch(offset / 4 + 1, 15, how, by)? && low } else { low })
     }
 
     fn check_written(&self, offset: usize, size: usize) -> Option<usize> {
@@ -452,20 +453,28 @@ impl Memory {
     /// # Errors
     /// A range that is not in one live allocation, or holds bytes that nobody has written.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        match self.read_as_it_is(address, bytes)? {
+            None => Ok(()),
+            Some(address) => Err(Error::Host(FaultKind::Uninitialised { space: "global", address }.to_string())),
+        }
+    }
+
+    /// The same, whether written or not; gives the first address that nobody has written.
+    ///
+    /// # Errors
+    /// A range that is not in one live allocation.
+    pub fn read_as_it_is(&self, address: u64, bytes: &mut [u8]) -> Result<Option<u64>> {
         if bytes.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let allocation = self.host(address, bytes.len())?;
         let start = (address - allocation.base) as usize;
-        if let Some(at) = allocation.check_written(start, bytes.len()) {
-            let address = allocation.base + at as u64;
-            return Err(Error::Host(FaultKind::Uninitialised { space: "global", address }.to_string()));
-        }
+        let missing = allocation.check_written(start, bytes.len()).map(|at| allocation.base + at as u64);
         for (i, byte) in bytes.iter_mut().enumerate() {
             let at = start + i;
             *byte = (allocation.words[at / 4].load(Relaxed) >> (8 * (at % 4))) as u8;
         }
-        Ok(())
+        Ok(missing)
     }
 
     /// The bytes that all allocations together may have.
@@ -589,16 +598,16 @@ impl<'m> View<'m> {
         }
     }
 
-    /// Reads 1, 2, 4 or 8 bytes.
+    /// Reads 1, 2, 4 or 8 bytes; gives whether all of them have been written, too.
     #[inline]
-    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Clock) -> Access<u64> {
+    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Clock) -> Access<(u64, bool)> {
         let (allocation, offset) = self.at(address, size)?;
         let how = if strong { Touch::StrongRead } else { Touch::Read };
-        allocation.touch_all(offset, size, how, by)?;
-        Ok(allocation.read(offset, size))
+        let written = allocation.touch_all(offset, size, how, by)?;
+        Ok((allocation.read(offset, size), written))
     }
 
-    /// Reads for several lanes, at an offset from each one's address.
+    /// Reads for several lanes, at an offset from each one's address; gives the lanes that read what nobody has written, too.
     #[inline]
     pub fn load_lanes(
         &mut self,
@@ -607,9 +616,9 @@ impl<'m> View<'m> {
         offset: u64,
         size: usize,
         by: &Clock,
-    ) -> std::result::Result<L64, (usize, FaultKind)> {
-        let mut value = [0; LANES];
-        let Some(first) = lanes.clone().next() else { return Ok(value) };
+    ) -> std::result::Result<(L64, u32), (usize, FaultKind)> {
+        let (mut value, mut missing) = ([0; LANES], 0);
+        let Some(first) = lanes.clone().next() else { return Ok((value, 0)) };
         let start = addresses[first].wrapping_add(offset);
         let (allocation, _) = self.at(start, size).map_err(|kind| (first, kind))?;
         let (base, most) = (allocation.base, allocation.size as u64 - size as u64);
@@ -619,16 +628,19 @@ impl<'m> View<'m> {
         if lanes.0 == u32::MAX && !addresses.iter().fold(offset & (size as u64 - 1) != 0, |any, &a| any | wrong(a)) {
             for lane in 0..LANES {
                 let at = (addresses[lane].wrapping_add(offset) - base) as usize;
-                allocation.touch_all(at, size, Touch::Read, by).map_err(|kind| (lane, kind))?;
+                let written = allocation.touch_all(at, size, Touch::Read, by).map_err(|kind| (lane, kind))?;
+                missing |= u32::from(!written) << lane;
                 value[lane] = allocation.read(at, size);
             }
-            return Ok(value);
+            return Ok((value, missing));
         }
         for lane in lanes {
             let address = addresses[lane].wrapping_add(offset);
-            value[lane] = self.load(address, size, false, by).map_err(|kind| (lane, kind))?;
+            let (read, written) = self.load(address, size, false, by).map_err(|kind| (lane, kind))?;
+            missing |= u32::from(!written) << lane;
+            value[lane] = read;
         }
-        Ok(value)
+        Ok((value, missing))
     }
 
     /// Writes 1, 2, 4 or 8 bytes.

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use crate::kernel::Registers;
-use crate::operand::{Constant, Src};
+use crate::operand::{CARRY, Constant, Src};
 use crate::syntax::{Space, Type};
 
 /// What a name stands for.
@@ -31,7 +31,8 @@ pub(crate) struct Names<'s> {
 
 impl<'s> Names<'s> {
     pub fn new(variables: &'s HashMap<String, (Space, u64)>) -> Self {
-        Self { variables, scopes: vec![HashMap::new()], registers: Cell::default(), constants: RefCell::default() }
+        let registers = Registers { predicates: CARRY + 1, ..Registers::default() };
+        Self { variables, scopes: vec![HashMap::new()], registers: Cell::new(registers), constants: RefCell::default() }
     }
 
     pub fn meaning(&self, name: &str) -> Option<Meaning> {

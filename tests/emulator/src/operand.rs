@@ -90,6 +90,37 @@ pub(crate) enum Dst {
     None,
 }
 
+/// A register of one kind or another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Register {
+    R32(u32),
+    R64(u32),
+    Predicate(u32),
+}
+
+impl Src {
+    pub fn register(self) -> Option<Register> {
+        match self {
+            Src::R32(r) => Some(Register::R32(r)),
+            Src::R64(r) => Some(Register::R64(r)),
+            Src::Imm(_) => None,
+        }
+    }
+}
+
+impl Dst {
+    pub fn register(self) -> Option<Register> {
+        match self {
+            Dst::R32(r) => Some(Register::R32(r)),
+            Dst::R64(r) => Some(Register::R64(r)),
+            Dst::None => None,
+        }
+    }
+}
+
+/// The predicate that is the carry of extended-precision arithmetic.
+pub(crate) const CARRY: u32 = 0;
+
 /// A predicate operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pred {

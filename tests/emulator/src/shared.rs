@@ -1,5 +1,7 @@
 //! A block's shared memory, and for each granule of it who wrote and who read it last, what nobody has written, and what is still on its way.
 
+use std::collections::HashMap;
+
 use crate::error::FaultKind;
 use crate::lanes::LANES;
 
@@ -36,6 +38,40 @@ struct Granule {
     atomic: bool,
     /// The destination of a copy that nobody has waited for
     coming: bool,
+    /// There are more writers, who wrote the same: see [`Shared::agreed`]
+    agreed: bool,
+}
+
+impl Granule {
+    /// What is missing where it is read.
+    #[inline]
+    fn missing(&self) -> Option<Missing> {
+        if self.coming {
+            Some(Missing::Coming)
+        } else if !self.written {
+            Some(Missing::Unwritten)
+        } else {
+            None
+        }
+    }
+}
+
+/// Why there is nothing to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Unwritten,
+    /// A copy that nobody has waited for is to bring it
+    Coming,
+}
+
+impl Missing {
+    /// The fault of reading it.
+    pub fn fault(self, space: &'static str, address: u64) -> FaultKind {
+        match self {
+            Missing::Unwritten => FaultKind::Uninitialised { space, address },
+            Missing::Coming => FaultKind::InFlight { address },
+        }
+    }
 }
 
 /// A thread that accesses shared memory, and what it knows of the others.
@@ -62,19 +98,34 @@ pub(crate) struct Shared {
     granules: Vec<Granule>,
     /// log2 of a granule's bytes: no access of the kernel is smaller
     granule: u32,
+    /// By granule, who else wrote what is there
+    agreed: HashMap<usize, Vec<Mark>>,
 }
 
 impl Shared {
     pub fn new(size: usize, granule: u32) -> Self {
-        let none = Granule { writer: Mark::NOBODY, reader: Mark::NOBODY, written: false, atomic: false, coming: false };
-        Self { bytes: vec![0xff; size], granules: vec![none; size.div_ceil(1 << granule)], granule }
+        let none = Granule {
+            writer: Mark::NOBODY,
+            reader: Mark::NOBODY,
+            written: false,
+            atomic: false,
+            coming: false,
+            agreed: false,
+        };
+        Self {
+            bytes: vec![0xff; size],
+            granules: vec![none; size.div_ceil(1 << granule)],
+            granule,
+            agreed: HashMap::new(),
+        }
     }
 
     /// Forgets who touched what.
     pub fn forget(&mut self) {
         for granule in &mut self.granules {
-            (granule.writer, granule.reader) = (Mark::NOBODY, Mark::NOBODY);
+            (granule.writer, granule.reader, granule.agreed) = (Mark::NOBODY, Mark::NOBODY, false);
         }
+        self.agreed.clear();
     }
 
     #[inline]
@@ -103,19 +154,23 @@ impl Shared {
         }
     }
 
-    /// Reads 1, 2, 4 or 8 bytes; `strong`: not a race against atomics.
+    /// Reads 1, 2, 4 or 8 bytes, or finds that there is nothing to read; `strong`: not a race against atomics.
     #[inline]
-    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Thread) -> Access<u64> {
+    pub fn load(&mut self, address: u64, size: usize, strong: bool, by: &Thread) -> Access<(u64, Option<Missing>)> {
         let start = self.at(address, size)?;
-        for granule in self.granules(start, size) {
+        let first = start >> self.granule;
+        let agreed = &self.agreed;
+        let mut missing = None;
+        for (i, granule) in self.granules[first..((start + size - 1) >> self.granule) + 1].iter_mut().enumerate() {
+            missing = missing.or(granule.missing());
+            // Whoever waits for the copy sees that what was there is gone.
             if granule.coming {
-                return Err(FaultKind::InFlight { address });
-            }
-            if !granule.written {
-                return Err(FaultKind::Uninitialised { space: "shared", address });
+                continue;
             }
             if let Some(other) = by.conflict(granule.writer)
                 && !(strong && granule.atomic)
+                // Of several that wrote the same, one that it knows of will do.
+                && !(granule.agreed && agreed[&(first + i)].iter().any(|&mark| by.conflict(mark).is_none()))
             {
                 return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
             }
@@ -127,28 +182,53 @@ impl Shared {
                 granule.reader = Mark::new(by.rank, by.tick);
             }
         }
-        Ok(self.value(start, size))
+        Ok((self.value(start, size), missing))
     }
 
-    fn mark(&mut self, address: u64, size: usize, by: &Thread) -> Access<usize> {
+    /// The thread that keeps another from replacing what is in a granule: one whose access nothing orders before it.
+    fn stranger(&self, index: usize, by: &Thread) -> Option<u32> {
+        let granule = &self.granules[index];
+        let others =
+            || if granule.agreed { self.agreed[&index].iter().find_map(|&mark| by.conflict(mark)) } else { None };
+        by.conflict(granule.writer).or_else(others).or_else(|| by.conflict(granule.reader))
+    }
+
+    /// A thread is to write here; `value`, if it is known what.
+    #[inline]
+    fn mark(&mut self, address: u64, size: usize, value: Option<[u8; 8]>, by: &Thread) -> Access<usize> {
         let start = self.at(address, size)?;
-        for granule in self.granules(start, size) {
+        let width = 1 << self.granule;
+        for index in start >> self.granule..((start + size - 1) >> self.granule) + 1 {
+            let granule = self.granules[index];
             if granule.coming {
                 return Err(FaultKind::InFlight { address });
             }
-            if let Some(other) = by.conflict(granule.writer).or(by.conflict(granule.reader)) {
-                return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
+            let mark = Mark::new(by.rank, by.tick);
+            if let Some(other) = self.stranger(index, by) {
+                // Threads that write the same are no race with each other, be they of one warp or of several.
+                let at = index << self.granule;
+                let same = value.is_some_and(|value| self.bytes[at..at + width] == value[at - start..][..width]);
+                if !same || !granule.written || granule.atomic || by.conflict(granule.reader).is_some() {
+                    return Err(FaultKind::SharedRace { address, other, atomic: granule.atomic });
+                }
+                self.agreed.entry(index).or_default().push(mark);
+                self.granules[index].agreed = true;
+                continue;
             }
-            (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), false);
+            if granule.agreed {
+                self.agreed.remove(&index);
+            }
+            let granule = &mut self.granules[index];
+            (granule.writer, granule.atomic, granule.agreed) = (mark, false, false);
         }
         Ok(start)
     }
 
-    /// Writes 1, 2, 4 or 8 bytes.
+    /// Writes 1, 2, 4 or 8 bytes; of poison the place is as if nobody had written it.
     #[inline]
-    pub fn store(&mut self, address: u64, size: usize, value: u64, by: &Thread) -> Access<()> {
-        let start = self.mark(address, size, by)?;
-        self.granules(start, size).iter_mut().for_each(|granule| granule.written = true);
+    pub fn store(&mut self, address: u64, size: usize, value: u64, poison: bool, by: &Thread) -> Access<()> {
+        let start = self.mark(address, size, Some(value.to_le_bytes()), by)?;
+        self.granules(start, size).iter_mut().for_each(|granule| granule.written = !poison);
         self.bytes[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
         Ok(())
     }
@@ -163,19 +243,20 @@ impl Shared {
         by: &Thread,
     ) -> Access<u64> {
         let start = self.at(address, size)?;
-        for granule in self.granules(start, size) {
-            if granule.coming {
-                return Err(FaultKind::InFlight { address });
+        let first = start >> self.granule;
+        let agreed = &mut self.agreed;
+        for (i, granule) in self.granules[first..((start + size - 1) >> self.granule) + 1].iter_mut().enumerate() {
+            if let Some(missing) = granule.missing() {
+                return Err(missing.fault("shared", address));
             }
-            if !granule.written {
-                return Err(FaultKind::Uninitialised { space: "shared", address });
-            }
-            let writer = if granule.atomic { None } else { by.conflict(granule.writer) };
+            let others = if granule.agreed { agreed.remove(&(first + i)).unwrap_or_default() } else { Vec::new() };
+            let writer = || others.iter().chain([&granule.writer]).find_map(|&mark| by.conflict(mark));
+            let writer = if granule.atomic { None } else { writer() };
             let reader = if swap { None } else { by.conflict(granule.reader) };
             if let Some(other) = writer.or(reader) {
                 return Err(FaultKind::SharedRace { address, other, atomic: false });
             }
-            (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), true);
+            (granule.writer, granule.atomic, granule.agreed) = (Mark::new(by.rank, by.tick), true, false);
         }
         let now = self.value(start, size);
         self.bytes[start..start + size].copy_from_slice(&next(now).to_le_bytes()[..size]);
@@ -184,18 +265,19 @@ impl Shared {
 
     /// A copy to here has begun: its bytes are poison until it lands.
     pub fn expect(&mut self, address: u64, size: usize, by: &Thread) -> Access<()> {
-        let start = self.mark(address, size, by)?;
+        let start = self.mark(address, size, None, by)?;
         self.granules(start, size).iter_mut().for_each(|granule| granule.coming = true);
         self.bytes[start..start + size].fill(0xff);
         Ok(())
     }
 
-    /// A copy lands, seen by the thread that waited for it.
-    pub fn land(&mut self, address: u64, bytes: &[u8], by: &Thread) {
+    /// A copy lands, seen by the thread that waited for it; `missing`: a bit for each byte that nobody has written where it came from.
+    pub fn land(&mut self, address: u64, bytes: &[u8], missing: u32, by: &Thread) {
         let start = address as usize;
-        for granule in self.granules(start, bytes.len()) {
+        let width = 1 << self.granule;
+        for (i, granule) in self.granules(start, bytes.len()).iter_mut().enumerate() {
             (granule.writer, granule.atomic) = (Mark::new(by.rank, by.tick), false);
-            (granule.written, granule.coming) = (true, false);
+            (granule.written, granule.coming) = (missing >> (i * width) & ((1 << width) - 1) == 0, false);
         }
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
     }

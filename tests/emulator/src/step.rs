@@ -1,18 +1,17 @@
 //! What an instruction is to the interpreter: something that a group of lanes executes, with what it can reach while it does.
 
-use std::fmt::Debug;
-
 use crate::count::Counters;
 use crate::error::FaultKind;
 use crate::lanes::{L32, L64, Lanes};
 use crate::memory::View;
-use crate::operand::Place;
+use crate::operand::{Dst, Place, Pred, Register, Src};
 use crate::order::Published;
+use crate::poison::{Flow, Pass, Taint};
 use crate::shared::{MOST_TICKS, Shared};
-use crate::warp::{BarrierVote, Warp};
+use crate::warp::{Arrival, Warp};
 
 /// A decoded instruction.
-pub(crate) trait Execute: Debug + Send + Sync {
+pub(crate) trait Execute: Send + Sync {
     /// Executes it for the active lanes, one at least.
     fn execute(&self, step: &mut Step) -> Done;
 
@@ -21,9 +20,19 @@ pub(crate) trait Execute: Debug + Send + Sync {
         false
     }
 
+    /// Whether all that it does is to read.
+    fn only_reads(&self) -> bool {
+        false
+    }
+
     /// The place that it compares and swaps, if it does.
     fn swaps(&self) -> Option<&Place> {
         None
+    }
+
+    /// How poison passes it.
+    fn pass(&self) -> Pass {
+        Pass::Checked
     }
 
     /// Whether the interpreter knows what it does.
@@ -32,11 +41,25 @@ pub(crate) trait Execute: Debug + Send + Sync {
     }
 }
 
+impl std::fmt::Debug for dyn Execute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_known() { "instruction" } else { "unknown instruction" })
+    }
+}
+
 /// A fault in a warp: what, in which lane.
 #[derive(Debug)]
 pub(crate) struct LaneFault {
     pub kind: FaultKind,
     pub lane: usize,
+    /// Of poison: the instruction that read it, and what it has reached
+    pub read: Option<(u32, &'static str)>,
+}
+
+impl LaneFault {
+    pub fn new(kind: FaultKind, lane: usize) -> Self {
+        Self { kind, lane, read: None }
+    }
 }
 
 /// What an access to memory comes to.
@@ -46,7 +69,7 @@ pub(crate) type Done = Result<Next, LaneFault>;
 
 /// The fault of a lane.
 pub(crate) fn at(lane: usize) -> impl Fn(FaultKind) -> LaneFault {
-    move |kind| LaneFault { kind, lane }
+    move |kind| LaneFault::new(kind, lane)
 }
 
 /// How its group goes on after an instruction.
@@ -65,14 +88,10 @@ pub(crate) enum Next {
     Sleep,
     /// Lanes name different masks: these go by themselves
     Split(u32),
-    /// The active lanes are at a barrier of `wanted` threads, or of all
-    Barrier {
-        id: u32,
-        wanted: Option<u32>,
-        /// They do not wait there
-        arrive: bool,
-        vote: Option<BarrierVote>,
-    },
+    /// The active lanes are at a barrier
+    Barrier(Arrival),
+    /// They have arrived at a barrier, and do not wait there
+    Arrive(Arrival),
 }
 
 /// What the blocks of a launch share, where they run in turn.
@@ -135,7 +154,78 @@ impl Step<'_, '_> {
 
     /// A fault that is all lanes'.
     pub fn fault(&self, kind: FaultKind) -> LaneFault {
-        LaneFault { kind, lane: self.first() }
+        LaneFault::new(kind, self.first())
+    }
+
+    /// The poison of a source's active lanes.
+    pub fn taint(&self, src: Src) -> Taint {
+        src.register().map_or(Taint::default(), |register| self.warp.poison.of(register).of(self.active))
+    }
+
+    /// The poison of a predicate's active lanes.
+    pub fn taint_of(&self, p: Pred) -> Taint {
+        self.warp.poison.of(Register::Predicate(p.register)).of(self.active)
+    }
+
+    pub fn spoil_predicate(&mut self, p: u32, taint: Taint) {
+        self.warp.poison.put(Register::Predicate(p), self.active, taint);
+    }
+
+    /// What a destination's active lanes have been given is poisoned in some of them.
+    pub fn spoil(&mut self, dst: Dst, taint: Taint) {
+        if let Some(register) = dst.register() {
+            self.warp.poison.put(register, self.active, taint);
+        }
+    }
+
+    /// Lanes of a destination are poisoned, whatever the others are.
+    pub fn spoil_more(&mut self, dst: Dst, taint: Taint) {
+        if let Some(register) = dst.register() {
+            self.warp.poison.put(register, taint.lanes, taint);
+        }
+    }
+
+    /// What some lanes have read is missing: poison begins.
+    pub fn missing(&mut self, lanes: u32, what: FaultKind) -> Taint {
+        Taint { lanes, origin: self.warp.poison.begin(self.pc, what) }
+    }
+
+    /// The fault of poison that has reached something.
+    pub fn reached(&self, taint: Taint, what: &'static str) -> LaneFault {
+        let origin = self.warp.poison.origin(taint);
+        LaneFault {
+            kind: origin.what.clone(),
+            lane: taint.lanes.trailing_zeros() as usize,
+            read: Some((origin.pc, what)),
+        }
+    }
+
+    /// Passes the poison of operands on to results.
+    #[cold]
+    pub fn pass(&mut self, pass: Pass, flow: &Flow, guard: Option<Register>) -> Result<(), LaneFault> {
+        let poison = &self.warp.poison;
+        let guarded = poison.union(&guard).of(self.mask);
+        if guarded.lanes != 0 && pass != Pass::Lanes {
+            return Err(self.reached(guarded, "a branch"));
+        }
+        let used = poison.union(&flow.uses).of(self.active);
+        if used.lanes != 0 {
+            return Err(self.reached(used, "an address, or a mask of lanes"));
+        }
+        let read = poison.union(&flow.reads).of(self.active);
+        match pass {
+            Pass::Own => {}
+            Pass::Checked if read.lanes != 0 => return Err(self.reached(read, "what others see")),
+            Pass::Checked => flow.writes.iter().for_each(|&r| self.warp.poison.put(r, self.active, Taint::default())),
+            Pass::Lanes => {
+                for &register in &flow.writes {
+                    self.warp.poison.put(register, self.active, read);
+                    // Whether it was written at all is not known.
+                    self.warp.poison.put(register, guarded.lanes, guarded);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether all live lanes that `members` name are here; if not, the group waits for them. If so, they are in step.
@@ -161,10 +251,13 @@ impl Step<'_, '_> {
         Ok(Next::On)
     }
 
-    /// Instructions on matrices are the whole warp's.
-    pub fn whole_warp(&self) -> Result<(), LaneFault> {
+    /// Whether the whole warp is here, as instructions on matrices want it; if not, the group waits for the rest.
+    pub fn whole_warp(&mut self) -> Done {
         if self.active == u32::MAX {
-            return Ok(());
+            return Ok(Next::On);
+        }
+        if self.mask == self.active && self.warp.live() == u32::MAX {
+            return Ok(Next::Gather);
         }
         let text = format!("all 32 lanes must execute it together, {:#010x} do", self.active);
         Err(self.fault(FaultKind::Barrier(text)))
@@ -180,7 +273,7 @@ pub(crate) fn check_aligned(active: u32, addresses: &L64, size: usize) -> Result
         return Ok(());
     }
     match Lanes(active).find(|&lane| addresses[lane] & low != 0) {
-        Some(lane) => Err(LaneFault { kind: FaultKind::Misaligned { address: addresses[lane], size }, lane }),
+        Some(lane) => Err(LaneFault::new(FaultKind::Misaligned { address: addresses[lane], size }, lane)),
         None => Ok(()),
     }
 }

@@ -4,6 +4,7 @@ use crate::error::FaultKind;
 use crate::lanes::{L32, L64, LANES};
 use crate::operand::{Dst, Place, Pred, Src};
 use crate::order::Clock;
+use crate::poison::Poison;
 use crate::shared::Thread;
 
 /// A lane's part of a register: 32 or 64 bits.
@@ -60,12 +61,20 @@ impl Word for u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
     No,
-    /// At a barrier of the block, with its vote
-    Barrier(u32, Option<BarrierVote>),
+    /// At a barrier of the block
+    Barrier(Arrival),
     /// For other lanes of the warp
     Lanes,
     /// For memory to change: it read the same value twice
     Memory,
+}
+
+/// How a barrier is waited for: by its number, for so many threads, or for all, with a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    pub id: u32,
+    pub wanted: Option<u32>,
+    pub vote: Option<BarrierVote>,
 }
 
 /// A vote of all threads of a barrier.
@@ -125,6 +134,7 @@ pub(crate) struct Warp<'g> {
     pub r32: Vec<L32>,
     pub r64: Vec<L64>,
     pub predicates: Vec<u32>,
+    pub poison: Poison,
     /// Local memory, a lane after the other, and which bytes were written
     pub local: Vec<u8>,
     pub local_written: Vec<bool>,
@@ -135,9 +145,7 @@ pub(crate) struct Warp<'g> {
     pub known: Vec<u32>,
     pub copies: Vec<AsyncCopy>,
     pub commits: [u32; LANES],
-    pub doubt: Option<Doubt>,
-    /// The carry of extended-precision arithmetic, a bit a lane
-    pub carry: u32,
+    pub doubts: Vec<Doubt>,
     /// The last strong load: instruction, address, value
     pub last_look: Option<(u32, u64, u64)>,
 }

@@ -73,6 +73,30 @@ fn fragments_of_f64() {
     assert_eq!(run(&ptx, "mma_f64", &wide(a), &wide(b), &wide(c)).0, expected);
 }
 
+/// Sums of products of bytes are exact, and wrap or saturate in s32.
+#[test]
+fn fragments_of_bytes() {
+    let Some(ptx) = ptx("tensor") else { return };
+    let bytes =
+        |count: usize, seed: usize| (0..count).map(|i| (i * 73 + seed * 29 + i * i * 5) as u8).collect::<Vec<u8>>();
+    let (a, b) = (bytes(512, 1), bytes(256, 2));
+    let c: Vec<i32> = (0..128).map(|i| [7, i32::MAX, i32::MIN, -5][i % 4]).collect();
+    let expected = |left: fn(u8) -> i64, sum: fn(i64) -> i32| -> Vec<i32> {
+        let at = |i: usize| {
+            let product = |p: usize| left(a[i / 8 * 32 + p]) * i64::from(b[p * 8 + i % 8] as i8);
+            sum((0..32).fold(i64::from(c[i]), |sum, p| sum + product(p)))
+        };
+        (0..128).map(at).collect()
+    };
+    let signed: fn(u8) -> i64 = |v| i64::from(v as i8);
+    let (d, counters) = run(&ptx, "mma_s8", &a, &b, &c);
+    assert_eq!(d, expected(signed, |sum| sum as i32));
+    assert_eq!(counters.mma_flop, 2 * 16 * 8 * 32);
+    assert_eq!(run(&ptx, "mma_u8_s8", &a, &b, &c).0, expected(i64::from, |sum| sum as i32));
+    let saturated = |sum: i64| sum.clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+    assert_eq!(run(&ptx, "mma_s8_saturated", &a, &b, &c).0, expected(signed, saturated));
+}
+
 /// The ISA's table of `ldmatrix`: lane l gets row l / 4, columns 2 (l % 4) and the next; transposed, rows and columns change places.
 #[test]
 fn matrices_from_shared_memory() {

@@ -6,7 +6,7 @@ use std::ffi::{c_int, c_longlong, c_void};
 use gemm::Parallelism;
 use half::{bf16, f16};
 
-use crate::device::{Device, Failure, INVALID_VALUE, NOT_SUPPORTED, Outcome, call, put, release};
+use crate::device::{Device, Failure, INVALID_VALUE, NOT_SUPPORTED, Outcome, call, entries, put, release};
 
 /// `cudaDataType`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,212 +243,79 @@ fn compute(code: c_int) -> Outcome<(Type, bool)> {
     })
 }
 
-/// Creates a handle.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasCreate_v2(handle: *mut u64) -> u32 {
-    // SAFETY: the caller's pointer for a result
-    blas("cublasCreate_v2", |device| unsafe { put(handle, device.handle()) })
-}
-
-/// Destroys a handle.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasDestroy_v2(handle: u64) -> u32 {
-    release("cublasDestroy_v2", |device| device.close(handle))
-}
-
-/// Streams have nothing to wait for.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasSetStream_v2(_handle: u64, _stream: u64) -> u32 {
-    0
-}
-
-/// Factors are on the host.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasSetPointerMode_v2(_handle: u64, mode: c_int) -> u32 {
-    if mode == 0 { 0 } else { 15 }
-}
-
-/// Factors are on the host.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasGetPointerMode_v2(_handle: u64, mode: *mut c_int) -> u32 {
-    // SAFETY: the caller's pointer for a result
-    blas("cublasGetPointerMode_v2", |_| unsafe { put(mode, 0) })
-}
-
-/// A batch of products of matrices of any type.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasGemmStridedBatchedEx(
-    _handle: u64,
-    ta: c_int,
-    tb: c_int,
-    m: c_int,
-    n: c_int,
-    k: c_int,
-    alpha: *const c_void,
-    a: u64,
-    a_type: c_int,
-    lda: c_int,
-    a_stride: c_longlong,
-    b: u64,
-    b_type: c_int,
-    ldb: c_int,
-    b_stride: c_longlong,
-    beta: *const c_void,
-    c: u64,
-    c_type: c_int,
-    ldc: c_int,
-    c_stride: c_longlong,
+/// C = α·op(A)·op(B) + β·C of matrices as a caller has them: `factors` and what sums are made in come from `compute`.
+///
+/// # Safety
+/// `factors` point to numbers of the type that goes with the sums.
+unsafe fn product(
+    device: &Device,
+    operations: [c_int; 2],
+    size: [c_int; 3],
+    factors: [*const c_void; 2],
+    matrices: [(u64, c_int, c_int, c_longlong); 3],
     count: c_int,
     compute_type: c_int,
-    _algorithm: c_int,
-) -> u32 {
-    blas("cublasGemmStridedBatchedEx", |device| {
-        let (factors, wide) = compute(compute_type)?;
-        Product {
-            transposed: [transposes(ta)?, transposes(tb)?],
-            size: [m, n, k],
-            // SAFETY: the caller's factors, of the type that goes with the sums
-            alpha: unsafe { factor(alpha, factors)? },
-            // SAFETY: as above
-            beta: unsafe { factor(beta, factors)? },
-            at: [a, b, c],
-            types: [Type::new(a_type)?, Type::new(b_type)?, Type::new(c_type)?],
-            leading: [lda, ldb, ldc],
-            strides: [a_stride, b_stride, c_stride],
-            count,
-            wide,
-        }
-        .run(device)
-    })
+) -> Outcome<()> {
+    let (ty, wide) = compute(compute_type)?;
+    let [a, b, c] = matrices;
+    Product {
+        transposed: [transposes(operations[0])?, transposes(operations[1])?],
+        size,
+        // SAFETY: the caller's factors, of the type that goes with the sums
+        alpha: unsafe { factor(factors[0], ty)? },
+        // SAFETY: as above
+        beta: unsafe { factor(factors[1], ty)? },
+        at: [a.0, b.0, c.0],
+        types: [Type::new(a.1)?, Type::new(b.1)?, Type::new(c.1)?],
+        leading: [a.2, b.2, c.2],
+        strides: [a.3, b.3, c.3],
+        count,
+        wide,
+    }
+    .run(device)
 }
 
-/// A product of matrices of any type.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasGemmEx(
-    handle: u64,
-    ta: c_int,
-    tb: c_int,
-    m: c_int,
-    n: c_int,
-    k: c_int,
-    alpha: *const c_void,
-    a: u64,
-    a_type: c_int,
-    lda: c_int,
-    b: u64,
-    b_type: c_int,
-    ldb: c_int,
-    beta: *const c_void,
-    c: u64,
-    c_type: c_int,
-    ldc: c_int,
-    compute_type: c_int,
-    algorithm: c_int,
-) -> u32 {
-    // SAFETY: the same contract, of one product
-    unsafe {
-        cublasGemmStridedBatchedEx(
-            handle,
-            ta,
-            tb,
-            m,
-            n,
-            k,
-            alpha,
-            a,
-            a_type,
-            lda,
-            0,
-            b,
-            b_type,
-            ldb,
-            0,
-            beta,
-            c,
-            c_type,
-            ldc,
-            0,
-            1,
-            compute_type,
-            algorithm,
-        )
+// Streams have nothing to wait for; factors are on the host.
+entries! { blas:
+    fn cublasCreate_v2(handle: *mut u64) |device| { put(handle, device.handle()) }
+    fn cublasSetStream_v2(_handle: u64, _stream: u64) |_device| { Ok(()) }
+    fn cublasSetPointerMode_v2(_handle: u64, mode: c_int) |_device| {
+        if mode == 0 { Ok(()) } else { Err(Failure::new(NOT_SUPPORTED, "factors on the device")) }
     }
+    fn cublasGetPointerMode_v2(_handle: u64, mode: *mut c_int) |_device| { put(mode, 0) }
+    fn cublasGemmStridedBatchedEx(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+                                  alpha: *const c_void, a: u64, at: c_int, lda: c_int, sa: c_longlong, b: u64, bt: c_int, ldb: c_int, sb: c_longlong,
+                                  beta: *const c_void, c: u64, ct: c_int, ldc: c_int, sc: c_longlong,
+                                  count: c_int, compute_type: c_int, _algorithm: c_int) |device| {
+        let matrices = [(a, at, lda, sa), (b, bt, ldb, sb), (c, ct, ldc, sc)];
+        product(device, [ta, tb], [m, n, k], [alpha, beta], matrices, count, compute_type)
+    }
+    fn cublasGemmEx(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+                    alpha: *const c_void, a: u64, at: c_int, lda: c_int, b: u64, bt: c_int, ldb: c_int,
+                    beta: *const c_void, c: u64, ct: c_int, ldc: c_int, compute_type: c_int, _algorithm: c_int) |device| {
+        let matrices = [(a, at, lda, 0), (b, bt, ldb, 0), (c, ct, ldc, 0)];
+        product(device, [ta, tb], [m, n, k], [alpha, beta], matrices, 1, compute_type)
+    }
+}
+
+entries! { release:
+    fn cublasDestroy_v2(handle: u64) |device| { device.close(handle) }
 }
 
 macro_rules! typed {
     ($batched:ident, $single:ident, $t:ty, $code:literal, $compute:literal) => {
-        /// A batch of products of matrices of this type.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $batched(
-            handle: u64,
-            ta: c_int,
-            tb: c_int,
-            m: c_int,
-            n: c_int,
-            k: c_int,
-            alpha: *const $t,
-            a: u64,
-            lda: c_int,
-            a_stride: c_longlong,
-            b: u64,
-            ldb: c_int,
-            b_stride: c_longlong,
-            beta: *const $t,
-            c: u64,
-            ldc: c_int,
-            c_stride: c_longlong,
-            count: c_int,
-        ) -> u32 {
-            // SAFETY: the same contract, of one type
-            unsafe {
-                cublasGemmStridedBatchedEx(
-                    handle,
-                    ta,
-                    tb,
-                    m,
-                    n,
-                    k,
-                    alpha.cast(),
-                    a,
-                    $code,
-                    lda,
-                    a_stride,
-                    b,
-                    $code,
-                    ldb,
-                    b_stride,
-                    beta.cast(),
-                    c,
-                    $code,
-                    ldc,
-                    c_stride,
-                    count,
-                    $compute,
-                    0,
-                )
+        entries! { blas:
+            fn $batched(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+                        alpha: *const $t, a: u64, lda: c_int, sa: c_longlong, b: u64, ldb: c_int, sb: c_longlong,
+                        beta: *const $t, c: u64, ldc: c_int, sc: c_longlong, count: c_int) |device| {
+                let matrices = [(a, $code, lda, sa), (b, $code, ldb, sb), (c, $code, ldc, sc)];
+                product(device, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, count, $compute)
             }
-        }
-
-        /// A product of matrices of this type.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $single(
-            handle: u64,
-            ta: c_int,
-            tb: c_int,
-            m: c_int,
-            n: c_int,
-            k: c_int,
-            alpha: *const $t,
-            a: u64,
-            lda: c_int,
-            b: u64,
-            ldb: c_int,
-            beta: *const $t,
-            c: u64,
-            ldc: c_int,
-        ) -> u32 {
-            // SAFETY: the same contract, of one product
-            unsafe { $batched(handle, ta, tb, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1) }
+            fn $single(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+                       alpha: *const $t, a: u64, lda: c_int, b: u64, ldb: c_int, beta: *const $t, c: u64, ldc: c_int) |device| {
+                let matrices = [(a, $code, lda, 0), (b, $code, ldb, 0), (c, $code, ldc, 0)];
+                product(device, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, 1, $compute)
+            }
         }
     };
 }

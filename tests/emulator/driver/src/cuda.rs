@@ -9,24 +9,11 @@ use ptx_emulator::LaunchConfig;
 use crate::capture;
 use crate::device::{
     CAPTURE_UNSUPPORTED, Device, Failure, INVALID_DEVICE, INVALID_VALUE, LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED,
-    Outcome, SHARED_DEFAULT, UNKNOWN, call, lock, put, release,
+    Outcome, SHARED_DEFAULT, UNKNOWN, call, entries, lock, put, release,
 };
 
 /// The only context.
 const CONTEXT: u64 = 0xc0de;
-
-/// Defines entry points: each returns a `CUresult`.
-macro_rules! entries {
-    ($by:ident: $(fn $name:ident($($arg:ident: $t:ty),*) |$device:ident| $body:block)*) => {$(
-        #[doc = concat!("The driver's `", stringify!($name), "`.")]
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $t),*) -> u32 {
-            // SAFETY: each body touches what its caller's pointers point to by the contract of the driver's function of this name
-            #[allow(unused_unsafe)]
-            $by(stringify!($name), |$device| unsafe { $body })
-        }
-    )*};
-}
 
 fn check_device(ordinal: c_int) -> Outcome<()> {
     if ordinal == 0 { Ok(()) } else { Err(Failure::new(INVALID_DEVICE, format!("device {ordinal}; there is one, 0"))) }
@@ -152,6 +139,11 @@ pub struct CUlaunchAttribute {
     value: [u32; 16],
 }
 
+/// Blocks of a function that a multiprocessor holds.
+fn occupancy(device: &Device, function: u64, threads: c_int, shared: usize) -> Outcome<c_int> {
+    Ok(device.function(function)?.kernel.occupancy(threads.max(0) as u32, shared, &device.limits) as c_int)
+}
+
 fn to_host(device: &Device, to: *mut c_void, from: u64, count: usize, stream: Option<u64>) -> Outcome<()> {
     if let Some(stream) = stream
         && capture::is_capturing(stream)
@@ -166,7 +158,11 @@ fn to_host(device: &Device, to: *mut c_void, from: u64, count: usize, stream: Op
     }
     // SAFETY: the caller's memory of `count` bytes, not null
     let bytes = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), count) };
-    Ok(device.memory.read(from, bytes)?)
+    if device.unwritten_is_error {
+        return Ok(device.memory.read(from, bytes)?);
+    }
+    device.memory.read_as_it_is(from, bytes)?;
+    Ok(())
 }
 
 entries! { call:
@@ -307,10 +303,10 @@ entries! { call:
     }
     fn cuFuncSetCacheConfig(function: u64, _config: c_int) |device| { device.function(function).map(|_| ()) }
     fn cuOccupancyMaxActiveBlocksPerMultiprocessor(count: *mut c_int, function: u64, threads: c_int, shared: usize) |device| {
-        put(count, device.function(function)?.kernel.occupancy(threads.max(0) as u32, shared, &device.limits) as c_int)
+        put(count, occupancy(device, function, threads, shared)?)
     }
     fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(count: *mut c_int, function: u64, threads: c_int, shared: usize, _flags: c_uint) |device| {
-        put(count, device.function(function)?.kernel.occupancy(threads.max(0) as u32, shared, &device.limits) as c_int)
+        put(count, occupancy(device, function, threads, shared)?)
     }
     fn cuLaunchKernel(function: u64, gx: c_uint, gy: c_uint, gz: c_uint, bx: c_uint, by: c_uint, bz: c_uint, shared: c_uint, stream: u64,
                       parameters: *mut *mut c_void, extra: *mut *mut c_void) |device| {

@@ -75,6 +75,8 @@ pub(crate) struct Device {
     next: AtomicU64,
     launches: AtomicU64,
     seed: u64,
+    /// Whether it is an error to copy to the host what nobody has written
+    pub unwritten_is_error: bool,
     /// The first fault of a kernel: every later call fails with it
     fault: Mutex<Option<Failure>>,
     /// Its report, as a string of C
@@ -153,6 +155,7 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         next: AtomicU64::new(0x100),
         launches: AtomicU64::new(0),
         seed: number("PTX_EMULATOR_SEED").unwrap_or(1),
+        unwritten_is_error: std::env::var("PTX_EMULATOR_UNWRITTEN").is_ok_and(|how| how == "error"),
         fault: Mutex::default(),
         report: OnceLock::new(),
         counters: counters.map(Mutex::new),
@@ -352,6 +355,20 @@ pub(crate) fn unsupported(name: &str) {
         eprintln!("emulated driver: {name} is not supported");
     }
 }
+
+/// Defines entry points of a library: each returns its status, which `$by` makes of what the body comes to.
+macro_rules! entries {
+    ($by:ident: $(fn $name:ident($($arg:ident: $t:ty),*) |$device:ident| $body:block)*) => {$(
+        #[doc = concat!("`", stringify!($name), "`.")]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $t),*) -> u32 {
+            // SAFETY: each body touches what its caller's pointers point to by the contract of the function of this name
+            #[allow(unused_unsafe)]
+            $by(stringify!($name), |$device| unsafe { $body })
+        }
+    )*};
+}
+pub(crate) use entries;
 
 /// Writes a result through a pointer of the caller.
 ///

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, call, lock, put, release};
+use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, call, entries, lock, put, release};
 
 static GENERATORS: LazyLock<Mutex<HashMap<u64, StdRng>>> = LazyLock::new(Mutex::default);
 
@@ -49,80 +49,43 @@ fn even(count: usize) -> Outcome<()> {
     }
 }
 
-/// Creates a generator.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandCreateGenerator(generator: *mut u64, _kind: c_int) -> u32 {
-    random("curandCreateGenerator", |device| {
+/// A normal number with a mean and a standard deviation.
+fn normal<T>(rng: &mut StdRng, mean: T, deviation: T) -> T
+where
+    StandardNormal: Distribution<T>,
+    T: std::ops::Add<Output = T> + std::ops::Mul<Output = T>,
+{
+    mean + deviation * StandardNormal.sample(rng)
+}
+
+// Streams have nothing to wait for; uniform numbers are on (0, 1].
+entries! { random:
+    fn curandCreateGenerator(generator: *mut u64, _kind: c_int) |device| {
         let handle = device.handle();
         lock(&GENERATORS).insert(handle, StdRng::seed_from_u64(0));
-        // SAFETY: the caller's pointer for a result
-        unsafe { put(generator, handle) }
-    })
-}
-
-/// Destroys a generator.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandDestroyGenerator(generator: u64) -> u32 {
-    release("curandDestroyGenerator", |_| lock(&GENERATORS).remove(&generator).map(|_| ()).ok_or_else(unknown))
-}
-
-/// Seeds a generator.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandSetPseudoRandomGeneratorSeed(generator: u64, seed: c_ulonglong) -> u32 {
-    random("curandSetPseudoRandomGeneratorSeed", |_| {
+        put(generator, handle)
+    }
+    fn curandSetPseudoRandomGeneratorSeed(generator: u64, seed: c_ulonglong) |_device| {
         *lock(&GENERATORS).get_mut(&generator).ok_or_else(unknown)? = StdRng::seed_from_u64(seed);
         Ok(())
-    })
-}
-
-/// Streams have nothing to wait for.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandSetStream(_generator: u64, _stream: u64) -> u32 {
-    0
-}
-
-/// Uniform on (0, 1].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandGenerateUniform(generator: u64, at: u64, count: usize) -> u32 {
-    random("curandGenerateUniform", |device| {
+    }
+    fn curandSetStream(_generator: u64, _stream: u64) |_device| { Ok(()) }
+    fn curandGenerateUniform(generator: u64, at: u64, count: usize) |device| {
         fill(device, generator, at, count, |rng| (1.0 - rng.random::<f32>()).to_le_bytes())
-    })
-}
-
-/// Uniform on (0, 1].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandGenerateUniformDouble(generator: u64, at: u64, count: usize) -> u32 {
-    random("curandGenerateUniformDouble", |device| {
+    }
+    fn curandGenerateUniformDouble(generator: u64, at: u64, count: usize) |device| {
         fill(device, generator, at, count, |rng| (1.0 - rng.random::<f64>()).to_le_bytes())
-    })
+    }
+    fn curandGenerateNormal(generator: u64, at: u64, count: usize, mean: f32, deviation: f32) |device| {
+        even(count)?;
+        fill(device, generator, at, count, |rng| normal(rng, mean, deviation).to_le_bytes())
+    }
+    fn curandGenerateNormalDouble(generator: u64, at: u64, count: usize, mean: f64, deviation: f64) |device| {
+        even(count)?;
+        fill(device, generator, at, count, |rng| normal(rng, mean, deviation).to_le_bytes())
+    }
 }
 
-/// Normal with a mean and a standard deviation.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandGenerateNormal(generator: u64, at: u64, count: usize, mean: f32, deviation: f32) -> u32 {
-    random("curandGenerateNormal", |device| {
-        even(count)?;
-        fill(device, generator, at, count, |rng| {
-            let value: f32 = StandardNormal.sample(rng);
-            (mean + deviation * value).to_le_bytes()
-        })
-    })
-}
-
-/// Normal with a mean and a standard deviation.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn curandGenerateNormalDouble(
-    generator: u64,
-    at: u64,
-    count: usize,
-    mean: f64,
-    deviation: f64,
-) -> u32 {
-    random("curandGenerateNormalDouble", |device| {
-        even(count)?;
-        fill(device, generator, at, count, |rng| {
-            let value: f64 = StandardNormal.sample(rng);
-            (mean + deviation * value).to_le_bytes()
-        })
-    })
+entries! { release:
+    fn curandDestroyGenerator(generator: u64) |_device| { lock(&GENERATORS).remove(&generator).map(|_| ()).ok_or_else(unknown) }
 }

@@ -1,9 +1,11 @@
 //! Atomics.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
+use super::Decoded;
 use super::numbers::flush;
-use super::{Decoded, code};
 use crate::error::FaultKind;
 use crate::lanes::{LANES, Lanes};
 use crate::line::Line;
@@ -50,7 +52,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
     line.touches(place.space, ty.size(), order);
     let dst = if returns == 1 { line.dst(0)? } else { Dst::None };
     let src = [line.src(returns + 1, ty)?, line.src(returns + 2, ty).unwrap_or(Src::Imm(0))];
-    code(Atomic { op, place, ty, dst, src, order })
+    Some(Arc::new(Atomic { op, place, ty, dst, src, order }))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +70,6 @@ enum Op {
     Decrement,
 }
 
-#[derive(Debug)]
 struct Atomic {
     op: Op,
     place: Place,
@@ -115,7 +116,7 @@ impl Execute for Atomic {
                     }
                     now
                 }
-                _ => return Err(LaneFault { kind: FaultKind::Unsupported, lane }),
+                _ => return Err(LaneFault::new(FaultKind::Unsupported, lane)),
             };
         }
         step.warp.put(dst, active, &old);

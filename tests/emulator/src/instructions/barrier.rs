@@ -1,92 +1,56 @@
 //! Barriers of the block and of a warp, and fences.
 
-use super::{Decoded, code};
+use super::{Decoded, seen};
 use crate::line::Line;
 use crate::operand::Src;
-use crate::step::{Done, Execute, Next, Step};
+use crate::step::Next;
 use crate::syntax::Type;
-use crate::warp::{BarrierVote, Reduced};
+use crate::warp::{Arrival, BarrierVote, Reduced};
 
 pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
-        "bar" | "barrier" if line.has("warp") => code(WarpBarrier { members: line.src32(0)? }),
+        "bar" | "barrier" if line.has("warp") => {
+            let members = line.members(0)?;
+            seen(move |step| {
+                let members = step.warp.get32(members);
+                step.together(&members)
+            })
+        }
         "bar" | "barrier" if line.has("red") => {
             let gives = match line.ty()? {
                 Type::Unsigned(4) if line.has("popc") => Reduced::Count(line.dst(0)?),
-                Type::Pred if line.has("and") => Reduced::All(line.predicate(0)?.register),
-                Type::Pred if line.has("or") => Reduced::Any(line.predicate(0)?.register),
+                Type::Pred if line.has("and") => Reduced::All(line.predicate_dst(0)?),
+                Type::Pred if line.has("or") => Reduced::Any(line.predicate_dst(0)?),
                 _ => return None,
             };
-            let count = line.operands.len();
-            let threads = if count == 4 { Some(line.src32(2)?) } else { None };
-            let vote = Some(BarrierVote { gives, by: line.predicate(count - 1)? });
-            code(Barrier { id: line.src32(1)?, threads, arrive: false, vote })
+            let last = line.operands.len() - 1;
+            let threads = if last == 3 { Some(line.src32(2)?) } else { None };
+            barrier(line.src32(1)?, threads, false, Some(BarrierVote { gives, by: line.predicate(last)? }))
         }
         "bar" | "barrier" if line.has("sync") || line.has("arrive") => {
-            code(Barrier { id: line.src32(0)?, threads: line.src32(1), arrive: line.has("arrive"), vote: None })
+            barrier(line.src32(0)?, line.src32(1), line.has("arrive"), None)
         }
         "membar" | "fence" => {
+            // Of a scope beyond the block.
             let grid = !line.has("cta") && !line.has("cluster") && !line.has("proxy");
-            code(Fence { grid })
+            seen(move |step| {
+                if grid {
+                    step.run.phase = step.warp.clock.fence(step.run.phase);
+                }
+                Ok(Next::Seen)
+            })
         }
         _ => None,
     }
 }
 
-/// `arrive`: it does not wait
-#[derive(Debug)]
-struct Barrier {
-    id: Src,
-    threads: Option<Src>,
-    arrive: bool,
-    vote: Option<BarrierVote>,
-}
-
-impl Execute for Barrier {
-    fn execute(&self, step: &mut Step) -> Done {
+/// `arrive`: it does not wait.
+fn barrier(id: Src, threads: Option<Src>, arrive: bool, vote: Option<BarrierVote>) -> Decoded {
+    seen(move |step| {
         let value = |src: Src| step.warp.get32(src)[step.first()];
-        let (id, wanted) = (value(self.id), self.threads.map(value));
-        Ok(Next::Barrier { id, wanted, arrive: self.arrive, vote: self.vote })
-    }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
-}
-
-#[derive(Debug)]
-struct WarpBarrier {
-    members: Src,
-}
-
-impl Execute for WarpBarrier {
-    fn execute(&self, step: &mut Step) -> Done {
-        let members = step.warp.get32(self.members);
-        step.together(&members)
-    }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
-}
-
-/// `grid`: of a scope beyond the block
-#[derive(Debug)]
-struct Fence {
-    grid: bool,
-}
-
-impl Execute for Fence {
-    fn execute(&self, step: &mut Step) -> Done {
-        if self.grid {
-            step.run.phase = step.warp.clock.fence(step.run.phase);
-        }
-        Ok(Next::Seen)
-    }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
+        let arrival = Arrival { id: value(id), wanted: threads.map(value), vote };
+        Ok(if arrive { Next::Arrive(arrival) } else { Next::Barrier(arrival) })
+    })
 }
 
 #[cfg(test)]

@@ -2,22 +2,36 @@
 
 use super::lanewise::{self, Op, has};
 use super::{Decoded, code};
+use crate::lanes::{L32, L64};
 use crate::line::Line;
-use crate::operand::{Dst, Src};
-use crate::step::{Done, Execute, Next, Step};
 use crate::syntax::Type;
 
 pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
         "bfi" => {
-            let ty = line.ty()?;
+            let (ty, dst) = (line.ty()?, line.dst(0)?);
             let src = [line.src(1, ty)?, line.src(2, ty)?, line.src32(3)?, line.src32(4)?];
-            code(InsertField { width: 8 * ty.size() as u64, dst: line.dst(0)?, src })
+            let width = 8 * ty.size() as u64;
+            code(move |step| {
+                let [a, b, start, count] = src.map(|src| step.warp.get64(src));
+                let value: L64 = std::array::from_fn(|l| insert(a[l], b[l], start[l], count[l], width));
+                step.warp.put(dst, step.active, &value);
+            })
         }
+        // Any function of three bits: bit i of the table is the result where a, b and c have the bits of i, a's the highest.
         "lop3" => {
-            let ty = line.ty()?;
-            let src = [line.src(1, ty)?, line.src(2, ty)?, line.src(3, ty)?];
-            code(Lop3 { dst: line.dst(0)?, src, table: line.integer(4)? as u32 })
+            let (dst, table) = (line.dst(0)?, line.integer(4)? as u32);
+            let src = [line.src32(1)?, line.src32(2)?, line.src32(3)?];
+            code(move |step| {
+                let [a, b, c] = src.map(|src| step.warp.get32(src));
+                let value: L32 = std::array::from_fn(|l| {
+                    (0..8).filter(|i| table >> i & 1 == 1).fold(0, |value, i| {
+                        let pick = |v: u32, bit: u32| if bit == 1 { v } else { !v };
+                        value | (pick(a[l], i >> 2 & 1) & pick(b[l], i >> 1 & 1) & pick(c[l], i & 1))
+                    })
+                });
+                step.warp.put(dst, step.active, &value);
+            })
         }
         _ => lanewise::decode(line, op32, op64),
     }
@@ -148,44 +162,6 @@ fn permute(a: u32, b: u32, selector: u32) -> u32 {
         let byte = if select & 8 == 0 { byte } else { ((byte as i8) >> 7) as u8 };
         value | u32::from(byte) << (8 * i)
     })
-}
-
-#[derive(Debug)]
-struct InsertField {
-    width: u64,
-    dst: Dst,
-    src: [Src; 4],
-}
-
-impl Execute for InsertField {
-    fn execute(&self, step: &mut Step) -> Done {
-        let [a, b, start, count] = self.src.map(|src| step.warp.get64(src));
-        let value: [u64; 32] = std::array::from_fn(|l| insert(a[l], b[l], start[l], count[l], self.width));
-        step.warp.put(self.dst, step.active, &value);
-        Ok(Next::On)
-    }
-}
-
-/// Any function of three bits: bit i of the table is the result where a, b and c have the bits of i, a's the highest.
-#[derive(Debug)]
-struct Lop3 {
-    dst: Dst,
-    src: [Src; 3],
-    table: u32,
-}
-
-impl Execute for Lop3 {
-    fn execute(&self, step: &mut Step) -> Done {
-        let [a, b, c] = self.src.map(|src| step.warp.get32(src));
-        let value: [u32; 32] = std::array::from_fn(|l| {
-            (0..8).filter(|i| self.table >> i & 1 == 1).fold(0, |value, i| {
-                let pick = |v: u32, bit: u32| if bit == 1 { v } else { !v };
-                value | (pick(a[l], i >> 2 & 1) & pick(b[l], i >> 1 & 1) & pick(c[l], i & 1))
-            })
-        });
-        step.warp.put(self.dst, step.active, &value);
-        Ok(Next::On)
-    }
 }
 
 #[cfg(test)]

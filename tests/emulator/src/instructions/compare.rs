@@ -2,11 +2,11 @@
 
 use super::lanewise::{self, Op, no64};
 use super::numbers::{brain, flush, half};
-use super::{Decoded, code};
-use crate::lanes::{L64, LANES};
+use super::{Decoded, code, with_poison};
+use crate::lanes::{L32, L64, LANES};
 use crate::line::Line;
-use crate::operand::{Dst, Pred, Src};
-use crate::step::{Done, Execute, Next, Step};
+use crate::operand::{Pred, Src};
+use crate::poison::Taint;
 use crate::syntax::{Operand, Type};
 use crate::warp::Warp;
 
@@ -14,48 +14,49 @@ pub(super) fn decode(line: &Line) -> Decoded {
     let ty = line.ty()?;
     match line.name {
         "setp" => {
-            let [p, q] = line.predicates(0)?;
             let with = match line.operands.len() {
                 3 => None,
-                _ => Some((line.modifiers.iter().find_map(|m| Logic::named(m))?, line.predicate(3)?)),
+                _ => Some((line.modifiers.iter().find_map(|m| logic(m))?, line.predicate(3)?)),
             };
-            code(SetPredicate { test: Test::new(line, ty, [line.src(1, ty)?, line.src(2, ty)?])?, p, q, with })
+            let half = half_of(ty);
+            let test = Test::new(line, half.unwrap_or(ty))?;
+            set_predicates(test, half.is_some(), line.predicate_dsts(0)?, with)
         }
         "testp" => {
             let op = kind_of_number(line.modifiers.first()?, ty)?;
             let test = Test { op, flush: false, src: [line.src(1, ty)?, Src::Imm(0)] };
-            code(SetPredicate { test, p: Some(line.predicate(0)?.register), q: None, with: None })
+            set_predicates(test, false, [Some(line.predicate_dst(0)?), None], None)
         }
-        "set" if line.operands.len() == 3 => {
-            let half = match ty {
-                Type::F16x2 => Some(Type::F16),
-                Type::Bf16x2 => Some(Type::Bf16),
-                _ => None,
-            };
-            let yes = match (*line.types.first()?, half) {
-                (Type::F32, None) => 1f32.to_bits(),
-                (Type::F16, None) | (Type::F16x2, Some(_)) => 0x3c00,
-                (Type::Bf16, None) | (Type::Bf16x2, Some(_)) => 0x3f80,
-                (Type::Unsigned(4) | Type::Signed(4), None) => u32::MAX,
-                (Type::Unsigned(2) | Type::Signed(2), None) => 0xffff,
-                _ => return None,
-            };
-            let test = Test::new(line, half.unwrap_or(ty), [line.src(1, ty)?, line.src(2, ty)?])?;
-            code(Set { test, yes, paired: half.is_some(), dst: line.dst(0)? })
-        }
+        "set" if line.operands.len() == 3 => set(line),
         "selp" => {
-            let (dst, by) = (line.dst(0)?, line.predicate(3)?);
-            code(Select { dst, src: [line.src(1, ty)?, line.src(2, ty)?], by })
+            let (dst, src, by) = (line.dst(0)?, [line.src(1, ty)?, line.src(2, ty)?], line.predicate(3)?);
+            with_poison(false, move |step| {
+                let (chosen, poisoned) = (step.warp.predicate(by), step.taint_of(by));
+                let [a, b] = src.map(|src| step.warp.get64(src));
+                let value: L64 = std::array::from_fn(|l| if chosen >> l & 1 == 1 { a[l] } else { b[l] });
+                step.warp.put(dst, step.active, &value);
+                let [a, b] = src.map(|src| step.taint(src));
+                step.spoil(dst, poisoned.or(a.of(chosen)).or(b.of(!chosen)));
+            })
         }
         "slct" if line.types.first()?.size() == 4 => lanewise::decode(line, choose, no64),
         "and" | "or" | "xor" | "not" | "mov" if ty == Type::Pred => {
-            let operand = |i: usize| match line.operands.get(i)? {
-                Operand::Integer(value) => Some(Truth::Always(*value != 0)),
-                _ => line.predicate(i).map(Truth::If),
+            // `not` is `xor` with what holds always, `mov` `or` with what never does.
+            let op = logic(line.name).unwrap_or(if line.name == "not" { |a, b| a ^ b } else { |a, b| a | b });
+            let operand = |i: usize| match line.operands.get(i) {
+                None => Some(Truth::Always(line.name == "not")),
+                Some(Operand::Integer(value)) => Some(Truth::Always(*value != 0)),
+                Some(_) => line.predicate(i).map(Truth::If),
             };
-            let src = [operand(1)?, if line.operands.len() > 2 { operand(2)? } else { Truth::Always(false) }];
-            let (op, invert) = (Logic::named(line.name), line.name == "not");
-            code(Predicates { op, dst: line.predicate(0)?.register, src, invert })
+            let (p, src) = (line.predicate_dst(0)?, [operand(1)?, operand(2)?]);
+            with_poison(false, move |step| {
+                let [a, b] = src.map(|src| match src {
+                    Truth::Always(holds) => (if holds { u32::MAX } else { 0 }, Taint::default()),
+                    Truth::If(p) => (step.warp.predicate(p), step.taint_of(p)),
+                });
+                step.warp.put_predicate(p, step.active, op(a.0, b.0));
+                step.spoil_predicate(p, joined(op, a, b));
+            })
         }
         _ => None,
     }
@@ -65,7 +66,6 @@ pub(super) fn decode(line: &Line) -> Decoded {
 type Compare = fn(&L64, &L64) -> u32;
 
 /// A comparison of two sources.
-#[derive(Debug)]
 struct Test {
     op: Compare,
     /// Subnormal f32 are zero
@@ -74,9 +74,9 @@ struct Test {
 }
 
 impl Test {
-    fn new(line: &Line, ty: Type, src: [Src; 2]) -> Option<Self> {
+    fn new(line: &Line, ty: Type) -> Option<Self> {
         let op = compare(line.modifiers.first()?, ty)?;
-        Some(Self { op, flush: line.has("ftz") && ty == Type::F32, src })
+        Some(Self { op, flush: line.has("ftz") && ty == Type::F32, src: [line.src(1, ty)?, line.src(2, ty)?] })
     }
 
     fn holds(&self, warp: &Warp) -> u32 {
@@ -88,135 +88,93 @@ impl Test {
         }
         (self.op)(&a, &b)
     }
-}
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Logic {
-    And,
-    Or,
-    Xor,
-}
-
-impl Logic {
-    fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "and" => Logic::And,
-            "or" => Logic::Or,
-            "xor" => Logic::Xor,
-            _ => return None,
-        })
-    }
-
-    fn of(self, a: u32, b: u32) -> u32 {
-        match self {
-            Logic::And => a & b,
-            Logic::Or => a | b,
-            Logic::Xor => a ^ b,
-        }
+    /// The same of a half of each operand.
+    fn half_holds(&self, warp: &Warp, shift: u32) -> u32 {
+        let [a, b] = self.src.map(|src| warp.get64(src).map(|v| v >> shift & 0xffff));
+        (self.op)(&a, &b)
     }
 }
 
-/// `p` is whether it holds, `q` the opposite, each joined with another predicate.
-#[derive(Debug)]
-struct SetPredicate {
-    test: Test,
-    p: Option<u32>,
-    q: Option<u32>,
-    with: Option<(Logic, Pred)>,
+/// Logic of 32 lanes
+type Logic = fn(u32, u32) -> u32;
+
+fn logic(name: &str) -> Option<Logic> {
+    Some(match name {
+        "and" => |a, b| a & b,
+        "or" => |a, b| a | b,
+        "xor" => |a, b| a ^ b,
+        _ => return None,
+    })
 }
 
-impl Execute for SetPredicate {
-    fn execute(&self, step: &mut Step) -> Done {
-        let (warp, active) = (&mut *step.warp, step.active);
-        let holds = self.test.holds(warp);
-        let combine = |value: u32| self.with.map_or(value, |(logic, by)| logic.of(value, warp.predicate(by)));
-        let (yes, no) = (combine(holds), combine(!holds));
-        if let Some(p) = self.p {
-            warp.put_predicate(p, active, yes);
-        }
-        if let Some(q) = self.q {
-            warp.put_predicate(q, active, no);
-        }
-        Ok(Next::On)
-    }
+/// The poison of two predicates that are joined: of lanes in which the one that is poisoned decides.
+fn joined(logic: Logic, a: (u32, Taint), b: (u32, Taint)) -> Taint {
+    let decides = |other: (u32, Taint)| logic(0, other.0) ^ logic(u32::MAX, other.0) | other.1.lanes;
+    a.1.of(decides(b)).or(b.1.of(decides(a)))
 }
 
-/// The lanes where it holds get `yes`, the others 0; `paired`: for each half of the operands.
-#[derive(Debug)]
-struct Set {
-    test: Test,
-    yes: u32,
-    paired: bool,
-    dst: Dst,
-}
-
-impl Execute for Set {
-    fn execute(&self, step: &mut Step) -> Done {
-        let Self { test, yes, paired, dst } = self;
-        let of = |holds: u32, lane: usize| if holds >> lane & 1 == 1 { *yes } else { 0 };
-        let value: [u32; LANES] = if *paired {
-            let half = |shift: u32| {
-                let [a, b] = test.src.map(|src| step.warp.get64(src).map(|v| v >> shift & 0xffff));
-                (test.op)(&a, &b)
-            };
-            let (low, high) = (half(0), half(16));
-            std::array::from_fn(|lane| of(low, lane) | of(high, lane) << 16)
+/// `p` is whether it holds, `q` the opposite; of two halves, `p` of the lower and `q` of the upper one. Each is joined with another predicate.
+fn set_predicates(test: Test, halves: bool, [p, q]: [Option<u32>; 2], with: Option<(Logic, Pred)>) -> Decoded {
+    with_poison(false, move |step| {
+        let taint = step.taint(test.src[0]).or(step.taint(test.src[1]));
+        let (of_p, of_q) = if halves {
+            (test.half_holds(step.warp, 0), test.half_holds(step.warp, 16))
         } else {
             let holds = test.holds(step.warp);
-            std::array::from_fn(|lane| of(holds, lane))
+            (holds, !holds)
         };
-        step.warp.put(*dst, step.active, &value);
-        Ok(Next::On)
+        let with = with.map(|(logic, by)| (logic, (step.warp.predicate(by), step.taint_of(by))));
+        for (p, value) in [(p, of_p), (q, of_q)] {
+            let Some(p) = p else { continue };
+            let (value, taint) = match with {
+                None => (value, taint),
+                Some((logic, by)) => (logic(value, by.0), joined(logic, (value, taint), by)),
+            };
+            step.warp.put_predicate(p, step.active, value);
+            step.spoil_predicate(p, taint);
+        }
+    })
+}
+
+/// The type of each half, of a type that has two.
+fn half_of(ty: Type) -> Option<Type> {
+    match ty {
+        Type::F16x2 => Some(Type::F16),
+        Type::Bf16x2 => Some(Type::Bf16),
+        _ => None,
     }
 }
 
-#[derive(Debug)]
-struct Select {
-    dst: Dst,
-    src: [Src; 2],
-    by: Pred,
-}
-
-impl Execute for Select {
-    fn execute(&self, step: &mut Step) -> Done {
-        let by = step.warp.predicate(self.by);
-        let [a, b] = self.src.map(|src| step.warp.get64(src));
-        let value: L64 = std::array::from_fn(|l| if by >> l & 1 == 1 { a[l] } else { b[l] });
-        step.warp.put(self.dst, step.active, &value);
-        Ok(Next::On)
-    }
+/// The lanes where it holds get one, or all ones, the others 0; of two halves each half does.
+fn set(line: &Line) -> Decoded {
+    let ty = line.ty()?;
+    let half = half_of(ty);
+    let yes = match (*line.types.first()?, half) {
+        (Type::F32, None) => 1f32.to_bits(),
+        (Type::F16, None) | (Type::F16x2, Some(_)) => 0x3c00,
+        (Type::Bf16, None) | (Type::Bf16x2, Some(_)) => 0x3f80,
+        (Type::Unsigned(4) | Type::Signed(4), None) => u32::MAX,
+        (Type::Unsigned(2) | Type::Signed(2), None) => 0xffff,
+        _ => return None,
+    };
+    let (test, dst) = (Test::new(line, half.unwrap_or(ty))?, line.dst(0)?);
+    code(move |step| {
+        let (low, high) = match half {
+            Some(_) => (test.half_holds(step.warp, 0), test.half_holds(step.warp, 16)),
+            None => (test.holds(step.warp), 0),
+        };
+        let of = |holds: u32, lane: usize| if holds >> lane & 1 == 1 { yes } else { 0 };
+        let value: L32 = std::array::from_fn(|lane| of(low, lane) | of(high, lane) << 16);
+        step.warp.put(dst, step.active, &value);
+    })
 }
 
 /// An operand of logic.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 enum Truth {
     Always(bool),
     If(Pred),
-}
-
-#[derive(Debug)]
-struct Predicates {
-    op: Option<Logic>,
-    dst: u32,
-    src: [Truth; 2],
-    invert: bool,
-}
-
-impl Execute for Predicates {
-    fn execute(&self, step: &mut Step) -> Done {
-        let [a, b] = self.src.map(|src| match src {
-            Truth::Always(true) => u32::MAX,
-            Truth::Always(false) => 0,
-            Truth::If(p) => step.warp.predicate(p),
-        });
-        let value = match self.op {
-            Some(op) => op.of(a, b),
-            None if self.invert => !a,
-            None => a,
-        };
-        step.warp.put_predicate(self.dst, step.active, value);
-        Ok(Next::On)
-    }
 }
 
 /// `slct`: a or b by the sign of c.
@@ -322,7 +280,7 @@ fn compare(name: &str, ty: Type) -> Option<Compare> {
 
 #[cfg(test)]
 pub(super) fn rows() -> Vec<super::rows::Row> {
-    use super::rows::{INF, NAN, b, d, f, h, s};
+    use super::rows::{INF, NAN, b, d, f, h, s, two};
     vec![
         ("setp.lt.s32 p, a32, b32; selp.b32 d32, 1, 0, p", s(-1), 1, 0, 1),
         ("setp.lt.u32 p, a32, b32; selp.b32 d32, 1, 0, p", s(-1), 1, 0, 0),
@@ -336,6 +294,9 @@ pub(super) fn rows() -> Vec<super::rows::Row> {
         ("setp.num.f64 p, a64, b64; selp.b32 d32, 1, 0, p", d(2.0), d(1.0), 0, 1),
         ("setp.gt.f16 p, a16, b16; selp.b32 d32, 1, 0, p", h(2.0), h(1.0), 0, 1),
         ("setp.ge.bf16 p, a16, b16; selp.b32 d32, 1, 0, p", b(2.0), b(2.0), 0, 1),
+        ("setp.gt.f16x2 p|q, a32, b32; selp.b32 d32, 1, 0, p", two(h(2.0), h(0.0)), two(h(1.0), h(1.0)), 0, 1),
+        ("setp.gt.f16x2 p|q, a32, b32; selp.b32 d32, 1, 0, q", two(h(2.0), h(0.0)), two(h(1.0), h(1.0)), 0, 0),
+        ("setp.le.bf16x2 p|q, a32, b32; selp.b32 d32, 1, 0, q", two(b(2.0), b(0.0)), two(b(1.0), b(1.0)), 0, 1),
         ("setp.gt.ftz.f32 p, a32, b32; selp.b32 d32, 1, 0, p", 1, f(0.0), 0, 0),
         ("setp.eq.s16 p, a16, b16; selp.b32 d32, 1, 0, p", 0xffff, 0x1_ffff, 0, 1),
         // The second predicate is the comparison's opposite; a third operand joins both.

@@ -1,64 +1,42 @@
 //! Where a thread goes: branches, ends, traps; and hints, which do nothing. Labels, calls and returns are resolved when a kernel is decoded.
 
-use super::{Decoded, code};
+use std::sync::Arc;
+
+use super::{Act, Decoded, code};
 use crate::error::FaultKind;
+use crate::lanes::LANES;
 use crate::line::Line;
+use crate::poison::Pass;
 use crate::step::{Done, Execute, Next, Step};
 
 pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
-        "exit" => code(Exit),
-        "trap" => code(Trap),
-        "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => code(Nothing),
+        "exit" => Some(exit()),
+        "trap" => Some(trap()),
+        "nanosleep" | "prefetch" | "prefetchu" | "discard" | "applypriority" => code(|_| ()),
+        // How long lines stay in a cache has no meaning for values.
+        "createpolicy" => {
+            let dst = line.dst(0)?;
+            code(move |step| step.warp.put(dst, step.active, &[0u64; LANES]))
+        }
         _ => None,
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Branch {
-    pub target: u32,
+pub(crate) fn branch(target: u32) -> Arc<dyn Execute> {
+    Arc::new(Act { act: move |_: &mut Step| Done::Ok(Next::Jump(target)), is_seen: false, pass: Pass::Checked })
 }
 
-impl Execute for Branch {
-    fn execute(&self, _step: &mut Step) -> Done {
-        Ok(Next::Jump(self.target))
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Exit;
-
-impl Execute for Exit {
-    fn execute(&self, _step: &mut Step) -> Done {
-        Ok(Next::Exit)
-    }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
+pub(crate) fn exit() -> Arc<dyn Execute> {
+    Arc::new(Act { act: |_: &mut Step| Done::Ok(Next::Exit), is_seen: true, pass: Pass::Checked })
 }
 
 /// `trap`, or a failed assertion.
-#[derive(Debug)]
-pub(crate) struct Trap;
-
-impl Execute for Trap {
-    fn execute(&self, step: &mut Step) -> Done {
-        Err(step.fault(FaultKind::Trap))
-    }
-}
-
-#[derive(Debug)]
-struct Nothing;
-
-impl Execute for Nothing {
-    fn execute(&self, _step: &mut Step) -> Done {
-        Ok(Next::On)
-    }
+pub(crate) fn trap() -> Arc<dyn Execute> {
+    Arc::new(Act { act: |step: &mut Step| Done::Err(step.fault(FaultKind::Trap)), is_seen: false, pass: Pass::Checked })
 }
 
 /// What is not known is a fault of the launch that reaches it, not of the module that contains it.
-#[derive(Debug)]
 pub(crate) struct Unknown;
 
 impl Execute for Unknown {
@@ -77,5 +55,26 @@ pub(super) fn rows() -> Vec<super::rows::Row> {
         ("bra OVER; mov.u32 d32, 1; OVER: add.u32 d32, d32, 2", 0, 0, 0, 2),
         ("setp.eq.u32 p, a32, 5; @p bra OVER; mov.u32 d32, 1; OVER: add.u32 d32, d32, 2", 4, 0, 0, 3),
         ("mov.u32 d32, 7; prefetch.global.L2 [i]", 0, 0, 0, 7),
+        (
+            "createpolicy.fractional.L2::evict_last.b64 c64, 1.0; ld.global.L1::evict_last.L2::cache_hint.u32 d32, [i], c64",
+            9,
+            0,
+            0,
+            9,
+        ),
+        (
+            "createpolicy.cvt.L2.b64 c64, 0x10f0; st.global.L2::cache_hint.u32 [i], b32, c64; ld.global.u32 d32, [i]",
+            9,
+            4,
+            0,
+            4,
+        ),
+        (
+            "createpolicy.fractional.L2::evict_first.b64 c64; red.global.add.L2::cache_hint.u32 [i], b32, c64; ld.global.u32 d32, [i]",
+            9,
+            4,
+            0,
+            13,
+        ),
     ]
 }

@@ -8,8 +8,8 @@ use super::{Decoded, code};
 use crate::error::FaultKind;
 use crate::lanes::{L64, LANES, Lanes};
 use crate::line::Line;
-use crate::operand::{Dst, Src};
-use crate::step::{Done, Execute, LaneFault, Next, Step};
+use crate::operand::Src;
+use crate::step::{LaneFault, Next};
 use crate::syntax::Type;
 
 pub(super) fn decode(line: &Line) -> Decoded {
@@ -26,56 +26,28 @@ pub(super) fn decode(line: &Line) -> Decoded {
     }
     convert(modifiers, to, from, 0)?; // known at all
     let (dst, src) = (line.dst(0)?, line.src(1, from)?);
-    match conversion(modifiers, to, from) {
-        Some(op) => code(Common { op, dst, src }),
-        None => {
-            let modifiers = modifiers.iter().map(|m| m.to_string()).collect();
-            code(Convert { modifiers, to, from, dst, src })
-        }
+    if let Some(op) = conversion(modifiers, to, from) {
+        return code(move |step| {
+            let value = op(&step.warp.get64(src));
+            step.warp.put(dst, step.active, &value);
+        });
     }
+    let modifiers: Vec<String> = modifiers.iter().map(|m| m.to_string()).collect();
+    code(move |step| {
+        let modifiers: Vec<&str> = modifiers.iter().map(String::as_str).collect();
+        let from_value = step.warp.get64(src);
+        let mut value = [0; LANES];
+        for lane in Lanes(step.active) {
+            let converted = convert(&modifiers, to, from, from_value[lane]);
+            value[lane] = converted.ok_or(LaneFault::new(FaultKind::Unsupported, lane))?;
+        }
+        step.warp.put(dst, step.active, &value);
+        Ok(Next::On)
+    })
 }
 
 /// A conversion of all lanes
 type Conversion = fn(&L64) -> L64;
-
-#[derive(Debug)]
-struct Common {
-    op: Conversion,
-    dst: Dst,
-    src: Src,
-}
-
-impl Execute for Common {
-    fn execute(&self, step: &mut Step) -> Done {
-        let value = (self.op)(&step.warp.get64(self.src));
-        step.warp.put(self.dst, step.active, &value);
-        Ok(Next::On)
-    }
-}
-
-/// Any conversion, a lane at a time.
-#[derive(Debug)]
-struct Convert {
-    modifiers: Vec<String>,
-    to: Type,
-    from: Type,
-    dst: Dst,
-    src: Src,
-}
-
-impl Execute for Convert {
-    fn execute(&self, step: &mut Step) -> Done {
-        let modifiers: Vec<&str> = self.modifiers.iter().map(String::as_str).collect();
-        let from = step.warp.get64(self.src);
-        let mut value = [0; LANES];
-        for lane in Lanes(step.active) {
-            let converted = convert(&modifiers, self.to, self.from, from[lane]);
-            value[lane] = converted.ok_or(LaneFault { kind: FaultKind::Unsupported, lane })?;
-        }
-        step.warp.put(self.dst, step.active, &value);
-        Ok(Next::On)
-    }
-}
 
 /// `cvt` of two f32 to two halves: the first goes to the upper one.
 fn pack(modifiers: &[&str], to: Type) -> Option<Op<u32>> {

@@ -1,50 +1,69 @@
 //! What lanes of a warp tell each other: shuffles, votes, matches, reductions.
 
-use super::{Decoded, code};
+use super::{Decoded, code, with_poison};
+use crate::error::FaultKind;
 use crate::lanes::{L32, LANES, Lanes};
 use crate::line::Line;
-use crate::operand::{Dst, Pred, Src};
-use crate::step::{Done, Execute, Next, Step};
+use crate::operand::Src;
+use crate::poison::Taint;
+use crate::step::{Next, Step};
 use crate::syntax::Type;
 
 pub(super) fn decode(line: &Line) -> Decoded {
-    if line.name == "activemask" {
-        return code(ActiveMask { dst: line.dst(0)? });
-    }
-    if !line.has("sync") {
-        return None;
-    }
-    let mode = line.modifiers.get(1).copied();
     match line.name {
-        "shfl" => {
-            let mode = match mode? {
-                "up" => Mode::Up,
-                "down" => Mode::Down,
-                "bfly" => Mode::Butterfly,
-                "idx" => Mode::Index,
-                _ => return None,
-            };
-            let (dst, valid) = line.dst_and_predicate(0)?;
-            let src = [line.src32(1)?, line.src32(2)?, line.src32(3)?];
-            exchange(line.src32(4)?, Shuffle { mode, dst, valid, src })
+        "activemask" => {
+            let dst = line.dst(0)?;
+            code(move |step| step.warp.put(dst, step.active, &[step.active; LANES]))
         }
+        "shfl" | "vote" | "match" | "redux" if !line.has("sync") => None,
+        "shfl" => shuffle(line),
         "vote" => {
-            let mode = match mode? {
-                "all" => Vote::All(line.predicate(0)?.register),
-                "any" => Vote::Any(line.predicate(0)?.register),
-                "uni" => Vote::Uniform(line.predicate(0)?.register),
-                "ballot" => Vote::Ballot(line.dst(0)?),
+            let (mode, by) = (*line.modifiers.get(1)?, line.predicate(1)?);
+            let members = line.members(2)?;
+            if mode == "ballot" {
+                let dst = line.dst(0)?;
+                return exchange(members, move |step| {
+                    let yes = step.warp.predicate(by) & step.active;
+                    step.warp.put(dst, step.active, &[yes; LANES]);
+                    step.spoil(dst, step.taint_of(by).spread(step.active));
+                });
+            }
+            let p = line.predicate_dst(0)?;
+            let holds: fn(u32, u32) -> bool = match mode {
+                "all" => |yes, all| yes == all,
+                "any" => |yes, _| yes != 0,
+                "uni" => |yes, all| yes == all || yes == 0,
                 _ => return None,
             };
-            exchange(line.src32(2)?, Voting { mode, by: line.predicate(1)? })
+            exchange(members, move |step| {
+                let holds = holds(step.warp.predicate(by) & step.active, step.active);
+                step.warp.put_predicate(p, step.active, if holds { u32::MAX } else { 0 });
+                step.spoil_predicate(p, step.taint_of(by).spread(step.active));
+            })
         }
         "match" => {
-            let (dst, p) = line.dst_and_predicate(0)?;
-            exchange(line.src32(2)?, Match { all: line.has("all"), dst, p, src: line.src(1, line.ty()?)? })
+            let ((dst, p), src, all) = (line.dst_and_predicate(0)?, line.src(1, line.ty()?)?, line.has("all"));
+            exchange(line.members(2)?, move |step| {
+                let (active, a) = (step.active, step.warp.get64(src));
+                let same = |lane: usize| Lanes(active).where_holds(|l| a[l] == a[lane]);
+                let agree = same(step.first()) == active;
+                let value: L32 = std::array::from_fn(|lane| match all {
+                    false => same(lane),
+                    true if agree => active,
+                    true => 0,
+                });
+                let taint = step.taint(src).spread(active);
+                step.warp.put(dst, active, &value);
+                step.spoil(dst, taint);
+                if let Some(p) = p {
+                    step.warp.put_predicate(p, active, if agree { u32::MAX } else { 0 });
+                    step.spoil_predicate(p, taint);
+                }
+            })
         }
         "redux" => {
-            let ty = line.ty()?;
-            let op: fn(u32, u32) -> u32 = match (mode?, ty) {
+            let (dst, ty) = (line.dst(0)?, line.ty()?);
+            let op: fn(u32, u32) -> u32 = match (*line.modifiers.get(1)?, ty) {
                 ("add", _) => u32::wrapping_add,
                 ("and", _) => |x, y| x & y,
                 ("or", _) => |x, y| x | y,
@@ -55,42 +74,30 @@ pub(super) fn decode(line: &Line) -> Decoded {
                 ("max", Type::Unsigned(4)) => u32::max,
                 _ => return None,
             };
-            exchange(line.src32(2)?, Redux { op, dst: line.dst(0)?, src: line.src(1, ty)? })
+            let src = line.src(1, ty)?;
+            exchange(line.members(2)?, move |step| {
+                let a = step.warp.get32(src);
+                let value = Lanes(step.active).map(|lane| a[lane]).reduce(op);
+                let taint = step.taint(src).spread(step.active);
+                step.warp.put(dst, step.active, &[value.unwrap_or(0); LANES]);
+                step.spoil(dst, taint);
+            })
         }
         _ => None,
     }
 }
 
-/// What lanes do that are together.
-trait Together: std::fmt::Debug + Send + Sync {
-    fn exchange(&self, step: &mut Step);
-}
-
-/// An exchange of the lanes that a mask names.
-#[derive(Debug)]
-struct Exchange<T> {
-    members: Src,
-    what: T,
-}
-
-fn exchange(members: Src, what: impl Together + 'static) -> Decoded {
-    code(Exchange { members, what })
-}
-
-impl<T: Together> Execute for Exchange<T> {
-    fn execute(&self, step: &mut Step) -> Done {
-        let members = step.warp.get32(self.members);
+/// What the lanes that a mask names do once they are together.
+fn exchange(members: Src, act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
+    with_poison(true, move |step| {
+        let members = step.warp.get32(members);
         let next = step.together(&members)?;
         if let Next::On = next {
             step.run.counters.exchanges += 1;
-            self.what.exchange(step);
+            act(step);
         }
         Ok(next)
-    }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,27 +108,31 @@ enum Mode {
     Index,
 }
 
-#[derive(Debug)]
-struct Shuffle {
-    mode: Mode,
-    dst: Dst,
-    valid: Option<u32>,
-    src: [Src; 3],
-}
-
-impl Together for Shuffle {
-    fn exchange(&self, step: &mut Step) {
+fn shuffle(line: &Line) -> Decoded {
+    let mode = match *line.modifiers.get(1)? {
+        "up" => Mode::Up,
+        "down" => Mode::Down,
+        "bfly" => Mode::Butterfly,
+        "idx" => Mode::Index,
+        _ => return None,
+    };
+    let (dst, valid) = line.dst_and_predicate(0)?;
+    let src = [line.src32(1)?, line.src32(2)?, line.src32(3)?];
+    exchange(line.members(4)?, move |step| {
         let active = step.active;
-        let [a, b, c] = self.src.map(|src| step.warp.get32(src));
+        let [a, b, c] = src.map(|src| step.warp.get32(src));
+        let [from_a, from_b, from_c] = src.map(|src| step.taint(src));
         let mut value = a;
         let mut in_range = 0;
+        // Lanes that get a poisoned value, and those that get what is not there.
+        let (mut tainted, mut nowhere) = (from_b.or(from_c).lanes, 0);
         for lane in 0..LANES {
             // The ISA's definition: the segment from the mask's bits, the clamp from its low bits.
             let (shift, clamp, segment) = (b[lane] & 31, c[lane] & 31, c[lane] >> 8 & 31);
             let index = lane as u32;
             let most = (index & segment) | (clamp & !segment);
             let least = index & segment;
-            let (from, ok) = match self.mode {
+            let (from, ok) = match mode {
                 Mode::Up => (index.wrapping_sub(shift), index as i32 - shift as i32 >= most as i32),
                 Mode::Down => (index + shift, index + shift <= most),
                 Mode::Butterfly => (index ^ shift, index ^ shift <= most),
@@ -134,95 +145,22 @@ impl Together for Shuffle {
                 (true, false) => 0xdead_beef,
                 (false, _) => a[lane],
             };
+            let source = if ok { from as usize % LANES } else { lane };
+            tainted |= (from_a.lanes >> source & 1) << lane;
+            nowhere |= u32::from(ok && !there) << lane;
             in_range |= u32::from(ok) << lane;
         }
-        step.warp.put(self.dst, active, &value);
-        if let Some(p) = self.valid {
+        step.warp.put(dst, active, &value);
+        step.spoil(dst, Taint { lanes: tainted, ..from_a.or(from_b).or(from_c) });
+        if nowhere & active != 0 {
+            let taint = step.missing(nowhere & active, FaultKind::Shuffle);
+            step.spoil_more(dst, taint);
+        }
+        if let Some(p) = valid {
             step.warp.put_predicate(p, active, in_range);
+            step.spoil_predicate(p, from_b.or(from_c));
         }
-    }
-}
-
-/// What is voted on, and where the answer goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Vote {
-    All(u32),
-    Any(u32),
-    Uniform(u32),
-    Ballot(Dst),
-}
-
-#[derive(Debug)]
-struct Voting {
-    mode: Vote,
-    by: Pred,
-}
-
-impl Together for Voting {
-    fn exchange(&self, step: &mut Step) {
-        let (warp, active) = (&mut *step.warp, step.active);
-        let yes = warp.predicate(self.by) & active;
-        let (p, holds) = match self.mode {
-            Vote::All(p) => (p, yes == active),
-            Vote::Any(p) => (p, yes != 0),
-            Vote::Uniform(p) => (p, yes == active || yes == 0),
-            Vote::Ballot(dst) => return warp.put(dst, active, &[yes; LANES]),
-        };
-        warp.put_predicate(p, active, if holds { u32::MAX } else { 0 });
-    }
-}
-
-#[derive(Debug)]
-struct Match {
-    all: bool,
-    dst: Dst,
-    p: Option<u32>,
-    src: Src,
-}
-
-impl Together for Match {
-    fn exchange(&self, step: &mut Step) {
-        let active = step.active;
-        let a = step.warp.get64(self.src);
-        let same = |lane: usize| Lanes(active).where_holds(|l| a[l] == a[lane]);
-        let agree = same(step.first()) == active;
-        let value: L32 = std::array::from_fn(|lane| match self.all {
-            false => same(lane),
-            true if agree => active,
-            true => 0,
-        });
-        step.warp.put(self.dst, active, &value);
-        if let Some(p) = self.p {
-            step.warp.put_predicate(p, active, if agree { u32::MAX } else { 0 });
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Redux {
-    op: fn(u32, u32) -> u32,
-    dst: Dst,
-    src: Src,
-}
-
-impl Together for Redux {
-    fn exchange(&self, step: &mut Step) {
-        let a = step.warp.get32(self.src);
-        let value = Lanes(step.active).map(|lane| a[lane]).reduce(self.op);
-        step.warp.put(self.dst, step.active, &[value.unwrap_or(0); LANES]);
-    }
-}
-
-#[derive(Debug)]
-struct ActiveMask {
-    dst: Dst,
-}
-
-impl Execute for ActiveMask {
-    fn execute(&self, step: &mut Step) -> Done {
-        step.warp.put(self.dst, step.active, &[step.active; LANES]);
-        Ok(Next::On)
-    }
+    })
 }
 
 #[cfg(test)]

@@ -4,8 +4,7 @@ use super::lanewise::{self, Op, has};
 use super::{Decoded, code};
 use crate::lanes::{LANES, Lanes};
 use crate::line::Line;
-use crate::operand::{Dst, Src};
-use crate::step::{Done, Execute, Next, Step};
+use crate::operand::{CARRY, Src};
 use crate::syntax::Type;
 
 pub(super) fn decode(line: &Line) -> Decoded {
@@ -115,17 +114,6 @@ enum Extended {
 }
 
 /// Extended-precision arithmetic, with the carry bit of each lane.
-#[derive(Debug)]
-struct Carry {
-    op: Extended,
-    bits: u32,
-    signed: bool,
-    carry_in: bool,
-    carry_out: bool,
-    dst: Dst,
-    src: [Src; 3],
-}
-
 fn carry(line: &Line) -> Decoded {
     let ty = line.ty()?;
     let op = match line.name {
@@ -135,29 +123,20 @@ fn carry(line: &Line) -> Decoded {
         "mad" | "madc" if line.has("hi") => Extended::MadHigh,
         _ => return None,
     };
+    let (bits, signed) = (8 * ty.size() as u32, matches!(ty, Type::Signed(_)));
+    let (carry_in, carry_out) = (line.name.ends_with('c'), line.has("cc"));
+    line.carries(carry_in, carry_out);
     let third = if line.operands.len() > 3 { line.src(3, ty)? } else { Src::Imm(0) };
-    code(Carry {
-        op,
-        bits: 8 * ty.size() as u32,
-        signed: matches!(ty, Type::Signed(_)),
-        carry_in: line.name.ends_with('c'),
-        carry_out: line.has("cc"),
-        dst: line.dst(0)?,
-        src: [line.src(1, ty)?, line.src(2, ty)?, third],
-    })
-}
-
-impl Execute for Carry {
-    fn execute(&self, step: &mut Step) -> Done {
-        let Self { op, bits, signed, carry_in, carry_out, dst, src } = self;
+    let (dst, src) = (line.dst(0)?, [line.src(1, ty)?, line.src(2, ty)?, third]);
+    code(move |step| {
         let (warp, active) = (&mut *step.warp, step.active);
         let [a, b, c] = src.map(|src| warp.get64(src));
         let low = u128::from(u64::MAX >> (64 - bits));
         let (mut value, mut carry) = ([0; LANES], 0);
         for lane in Lanes(active) {
-            let one = u128::from(*carry_in && warp.carry >> lane & 1 == 1);
+            let one = u128::from(carry_in && warp.predicates[CARRY as usize] >> lane & 1 == 1);
             let [a, b, c] = [a, b, c].map(|v| u128::from(v[lane]) & low);
-            let wide = |v: u128| if *signed { ((v << (128 - bits)) as i128) >> (128 - bits) } else { v as i128 };
+            let wide = |v: u128| if signed { ((v << (128 - bits)) as i128) >> (128 - bits) } else { v as i128 };
             let sum = match op {
                 Extended::Add => a + b + one,
                 // A borrow shows in the bit above.
@@ -168,12 +147,11 @@ impl Execute for Carry {
             value[lane] = (sum & low) as u64;
             carry |= ((sum >> bits & 1) as u32) << lane;
         }
-        warp.put(*dst, active, &value);
-        if *carry_out {
-            warp.carry = warp.carry & !active | carry;
+        warp.put(dst, active, &value);
+        if carry_out {
+            warp.put_predicate(CARRY, active, carry);
         }
-        Ok(Next::On)
-    }
+    })
 }
 
 #[cfg(test)]

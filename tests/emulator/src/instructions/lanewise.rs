@@ -5,7 +5,6 @@ use super::{Decoded, code};
 use crate::lanes::LANES;
 use crate::line::Line;
 use crate::operand::{Dst, Src};
-use crate::step::{Done, Execute, Next, Step};
 use crate::syntax::Type;
 use crate::warp::Word;
 
@@ -59,48 +58,6 @@ macro_rules! op16 {
 /// Whether a modifier is among an opcode's.
 pub(super) fn has(modifiers: &[&str], wanted: &str) -> bool {
     modifiers.contains(&wanted)
-}
-
-#[derive(Debug)]
-struct Lanewise<T> {
-    op: Op<T>,
-    dst: Dst,
-    src: [Src; 3],
-}
-
-impl<T: Word + std::fmt::Debug> Execute for Lanewise<T> {
-    fn execute(&self, step: &mut Step) -> Done {
-        let Self { op, dst, src } = self;
-        let warp = &mut *step.warp;
-        let value = match src.map(T::register) {
-            [Some(a), Some(b), Some(c)] => {
-                let bank = T::bank(warp);
-                op(&bank[a as usize], &bank[b as usize], &bank[c as usize])
-            }
-            _ => op(&warp.get(src[0]), &warp.get(src[1]), &warp.get(src[2])),
-        };
-        warp.put(*dst, step.active, &value);
-        Ok(Next::On)
-    }
-}
-
-/// One whose operands or result something becomes of.
-#[derive(Debug)]
-struct Finished {
-    op: Op<u32>,
-    dst: Dst,
-    src: [Src; 3],
-    finish: Finish,
-}
-
-impl Execute for Finished {
-    fn execute(&self, step: &mut Step) -> Done {
-        let Self { op, dst, src, finish } = self;
-        let [a, b, c] = src.map(|src| step.warp.get(src).map(|bits| finish.operand(bits)));
-        let value = op(&a, &b, &c).map(|bits| finish.result(bits));
-        step.warp.put(*dst, step.active, &value);
-        Ok(Next::On)
-    }
 }
 
 /// What becomes of operands and results of an operation on floating-point numbers.
@@ -158,8 +115,7 @@ pub(super) fn decode(line: &Line, op32: Find<u32>, op64: Find<u64>) -> Decoded {
     let (ty, modifiers) = (line.ty()?, &line.modifiers);
     let wide = ty.size() == 8 || (line.has("wide") && ty.size() == 4);
     if wide {
-        let op = op64(line.name, modifiers, ty)?;
-        code(Lanewise { op, dst: line.dst(0)?, src: sources(line, ty, true)? })
+        plain(op64(line.name, modifiers, ty)?, line.dst(0)?, sources(line, ty, true)?)
     } else {
         let op = op32(line.name, modifiers, ty)?;
         finished(op, line.dst(0)?, sources(line, ty, false)?, Finish::new(modifiers, ty))
@@ -171,12 +127,29 @@ pub(super) fn no64(_name: &str, _modifiers: &[&str], _ty: Type) -> Option<Op<u64
     None
 }
 
-/// An operation, with what becomes of its result.
+/// An operation, with what becomes of its operands and its result.
 pub(super) fn finished(op: Op<u32>, dst: Dst, src: [Src; 3], finish: Option<Finish>) -> Decoded {
-    match finish {
-        None => code(Lanewise { op, dst, src }),
-        Some(finish) => code(Finished { op, dst, src, finish }),
+    let Some(finish) = finish else { return plain(op, dst, src) };
+    code(move |step| {
+        let [a, b, c] = src.map(|src| step.warp.get(src).map(|bits| finish.operand(bits)));
+        let value = op(&a, &b, &c).map(|bits| finish.result(bits));
+        step.warp.put(dst, step.active, &value);
+    })
+}
+
+fn plain<T: Word>(op: Op<T>, dst: Dst, src: [Src; 3]) -> Decoded {
+    // Mostly its operands are where they can be read without a copy.
+    if let [Some(a), Some(b), Some(c)] = src.map(T::register) {
+        return code(move |step| {
+            let bank = T::bank(step.warp);
+            let value = op(&bank[a as usize], &bank[b as usize], &bank[c as usize]);
+            step.warp.put(dst, step.active, &value);
+        });
     }
+    code(move |step| {
+        let [a, b, c] = src.map(|src| step.warp.get(src));
+        step.warp.put(dst, step.active, &op(&a, &b, &c));
+    })
 }
 
 fn sources(line: &Line, ty: Type, wide: bool) -> Option<[Src; 3]> {

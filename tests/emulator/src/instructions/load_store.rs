@@ -1,10 +1,13 @@
 //! Loads and stores, of every space.
 
-use super::{Decoded, code};
+use std::sync::Arc;
+
+use super::Decoded;
 use crate::error::FaultKind;
 use crate::lanes::{L64, LANES, Lanes};
 use crate::line::Line;
 use crate::operand::{Dst, Order, Place, Src, resolve};
+use crate::poison::Pass;
 use crate::step::{Access, Done, Execute, LaneFault, Next, Step, at, check_aligned};
 use crate::syntax::{Space, Type};
 use crate::warp::Doubt;
@@ -14,12 +17,12 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "ld" | "ldu" => {
             let (place, ty, order) = (line.place(1, line.space())?, line.ty()?, line.order());
             line.touches(place.space, ty.size(), order);
-            code(Load { place, ty, dst: line.dsts(0)?, order })
+            Some(Arc::new(Load { place, ty, dst: line.dsts(0)?, order }))
         }
         "st" => {
             let (place, ty, order) = (line.place(0, line.space())?, line.ty()?, line.order());
             line.touches(place.space, ty.size(), order);
-            code(Store { place, size: ty.size(), src: line.srcs(1, ty)?, order })
+            Some(Arc::new(Store { place, size: ty.size(), src: line.srcs(1, ty)?, order }))
         }
         _ => None,
     }
@@ -42,7 +45,6 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
-#[derive(Debug)]
 struct Load {
     place: Place,
     ty: Type,
@@ -50,68 +52,84 @@ struct Load {
     order: Order,
 }
 
+/// What lanes have read, and those for which there was nothing to read, with one of its faults.
+type Read = (L64, u32, Option<FaultKind>);
+
 impl Load {
     #[inline]
-    fn read(&self, step: &mut Step, lane: usize, address: u64, strong: bool) -> Access<u64> {
+    fn read(&self, step: &mut Step, lane: usize, address: u64, strong: bool) -> Access<(u64, Option<FaultKind>)> {
         let (space, address) = resolve(self.place.space, address);
         let size = self.ty.size();
         match space {
-            Space::Global | Space::Const | Space::Reg => step.run.memory.load(address, size, strong, &step.warp.clock),
+            Space::Global | Space::Const | Space::Reg => {
+                let (value, written) = step.run.memory.load(address, size, strong, &step.warp.clock)?;
+                Ok((value, (!written).then_some(FaultKind::Uninitialised { space: "global", address })))
+            }
             Space::Param => {
                 let at = usize::try_from(address).ok();
                 let bytes = at.and_then(|at| step.run.parameters.get(at..at.checked_add(size)?));
-                bytes.map(number).ok_or(FaultKind::OutOfBounds { space: "parameter", address, size, near: None })
+                let beyond = FaultKind::OutOfBounds { space: "parameter", address, size, near: None };
+                bytes.map(|bytes| (number(bytes), None)).ok_or(beyond)
             }
             Space::Local => {
                 let start = local(step, lane, address, size)?;
-                if step.warp.local_written[start..start + size].iter().any(|written| !written) {
-                    return Err(FaultKind::Uninitialised { space: "local", address });
-                }
-                Ok(number(&step.warp.local[start..start + size]))
+                let written = step.warp.local_written[start..start + size].iter().all(|&written| written);
+                let missing = (!written).then_some(FaultKind::Uninitialised { space: "local", address });
+                Ok((number(&step.warp.local[start..start + size]), missing))
             }
-            Space::Shared => step.run.shared.load(address, size, strong, &step.warp.thread(lane, step.run.tick)),
+            Space::Shared => {
+                let thread = step.warp.thread(lane, step.run.tick);
+                let (value, missing) = step.run.shared.load(address, size, strong, &thread)?;
+                Ok((value, missing.map(|missing| missing.fault("shared", address))))
+            }
         }
     }
 
-    /// Reads what may have been changed by atomics. That is a race, unless a compare-and-swap of the same place follows and makes sure of it:
-    /// nvcc's own loops begin so.
-    fn read_doubtful(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<L64, LaneFault> {
-        let mut value = [0; LANES];
+    /// Reads lane by lane. What may have been changed by atomics is a race to read, unless a compare-and-swap of the same place follows and
+    /// makes sure of it: nvcc's own loops begin so.
+    fn read_each(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<Read, LaneFault> {
+        let (mut value, mut lanes, mut what) = ([0; LANES], 0, None);
+        let strong = self.order != Order::Weak;
         for lane in Lanes(step.active) {
             let address = addresses[lane].wrapping_add(offset);
-            value[lane] = match self.read(step, lane, address, false) {
+            let (read, missing) = match self.read(step, lane, address, strong) {
                 Err(
                     race @ (FaultKind::GlobalRace { atomic: true, .. } | FaultKind::SharedRace { atomic: true, .. }),
-                ) => {
-                    let pc = step.pc;
-                    step.warp.doubt.get_or_insert(Doubt { pc, lane, address, race });
-                    self.read(step, lane, address, true).map_err(at(lane))?
+                ) if !strong && self.is_seen() => {
+                    let (pc, doubts) = (step.pc, &mut step.warp.doubts);
+                    if !doubts.iter().any(|doubt| (doubt.lane, doubt.address) == (lane, address)) {
+                        doubts.push(Doubt { pc, lane, address, race });
+                    }
+                    self.read(step, lane, address, true)
                 }
-                other => other.map_err(at(lane))?,
-            };
+                other => other,
+            }
+            .map_err(at(lane))?;
+            value[lane] = read;
+            if missing.is_some() {
+                lanes |= 1 << lane;
+                what = what.or(missing);
+            }
         }
-        Ok(value)
+        Ok((value, lanes, what))
     }
 
     /// What the lanes read at an offset from their addresses.
-    fn read_all(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<L64, LaneFault> {
+    #[inline]
+    fn read_all(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<Read, LaneFault> {
         if self.order == Order::Weak && self.place.space == Some(Space::Global) {
             let lanes = Lanes(step.active);
-            return match step.run.memory.load_lanes(lanes, addresses, offset, self.ty.size(), &step.warp.clock) {
-                Ok(value) => Ok(value),
-                Err((_, FaultKind::GlobalRace { atomic: true, .. })) => self.read_doubtful(step, addresses, offset),
-                Err((lane, kind)) => Err(LaneFault { kind, lane }),
-            };
+            match step.run.memory.load_lanes(lanes, addresses, offset, self.ty.size(), &step.warp.clock) {
+                Ok((value, 0)) => return Ok((value, 0, None)),
+                Ok((value, lanes)) => {
+                    let address = addresses[lanes.trailing_zeros() as usize].wrapping_add(offset);
+                    return Ok((value, lanes, Some(FaultKind::Uninitialised { space: "global", address })));
+                }
+                Err((_, FaultKind::GlobalRace { atomic: true, .. })) => {}
+                Err((lane, kind)) => return Err(LaneFault::new(kind, lane)),
+            }
         }
-        if self.order == Order::Weak && self.is_seen() {
-            return self.read_doubtful(step, addresses, offset);
-        }
-        let mut value = [0; LANES];
-        for lane in Lanes(step.active) {
-            let address = addresses[lane].wrapping_add(offset);
-            value[lane] = self.read(step, lane, address, self.order != Order::Weak).map_err(at(lane))?;
-        }
-        Ok(value)
+        self.read_each(step, addresses, offset)
     }
 }
 
@@ -128,12 +146,16 @@ impl Execute for Load {
         let first = step.first();
         let mut last = 0;
         for (i, &dst) in dst.iter().enumerate() {
-            let mut value = self.read_all(step, &addresses, (i * size) as u64)?;
+            let (mut value, lanes, missing) = self.read_all(step, &addresses, (i * size) as u64)?;
             if let Type::Signed(bytes @ (1 | 2 | 4)) = *ty {
                 let shift = 64 - 8 * u32::from(bytes);
                 value = value.map(|raw| ((raw << shift) as i64 >> shift) as u64);
             }
             step.warp.put(dst, active, &value);
+            if let Some(missing) = missing {
+                let taint = step.missing(lanes, missing);
+                step.spoil(dst, taint);
+            }
             last = value[first];
         }
         if *order != Order::Weak && global {
@@ -155,9 +177,12 @@ impl Execute for Load {
     fn is_seen(&self) -> bool {
         !matches!(self.place.space, Some(Space::Param | Space::Local | Space::Const))
     }
+
+    fn only_reads(&self) -> bool {
+        true
+    }
 }
 
-#[derive(Debug)]
 struct Store {
     place: Place,
     size: usize,
@@ -167,17 +192,19 @@ struct Store {
 
 impl Store {
     #[inline]
-    fn write(&self, step: &mut Step, lane: usize, address: u64, value: u64) -> Access<()> {
+    fn write(&self, step: &mut Step, lane: usize, address: u64, value: u64, poison: bool) -> Access<()> {
         let (space, address) = resolve(self.place.space, address);
         let size = self.size;
         match space {
             Space::Local => {
                 let start = local(step, lane, address, size)?;
                 step.warp.local[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
-                step.warp.local_written[start..start + size].fill(true);
+                step.warp.local_written[start..start + size].fill(!poison);
                 Ok(())
             }
-            Space::Shared => step.run.shared.store(address, size, value, &step.warp.thread(lane, step.run.tick)),
+            Space::Shared => {
+                step.run.shared.store(address, size, value, poison, &step.warp.thread(lane, step.run.tick))
+            }
             _ if self.order == Order::Weak => step.run.memory.store(address, size, value, &step.warp.clock),
             _ => step.run.memory.store_strong(address, size, value, &step.warp.clock),
         }
@@ -198,10 +225,19 @@ impl Execute for Store {
         }
         step.warp.last_look = None;
         for (i, &src) in src.iter().enumerate() {
-            let value = step.warp.get64(src);
+            let (value, taint) = (step.warp.get64(src), step.taint(src));
+            if taint.lanes != 0 {
+                // A block's own memory may hold poison; what others see may not.
+                let own = |lane| matches!(resolve(place.space, addresses[lane]).0, Space::Shared | Space::Local);
+                let others = taint.of(!Lanes(taint.lanes).where_holds(own));
+                if others.lanes != 0 {
+                    return Err(step.reached(others, "global memory"));
+                }
+            }
             for lane in Lanes(active) {
                 let address = addresses[lane].wrapping_add((i * size) as u64);
-                self.write(step, lane, address, value[lane]).map_err(at(lane))?;
+                let poison = taint.lanes >> lane & 1 == 1;
+                self.write(step, lane, address, value[lane], poison).map_err(at(lane))?;
             }
         }
         if global && *order != Order::Weak {
@@ -209,6 +245,10 @@ impl Execute for Store {
             Lanes(active).for_each(|lane| step.warp.clock.publish(addresses[lane], &mut step.world.published));
         }
         Ok(if self.is_seen() { Next::Seen } else { Next::On })
+    }
+
+    fn pass(&self) -> Pass {
+        Pass::Own
     }
 
     fn is_seen(&self) -> bool {

@@ -3,11 +3,13 @@
 use half::f16;
 use pulp::Arch;
 
-use super::{Decoded, code};
-use crate::lanes::{L32, L64, LANES};
+use super::{Decoded, seen, with_poison};
+use crate::error::FaultKind;
+use crate::lanes::{L32, L64, LANES, Lanes};
 use crate::line::Line;
 use crate::operand::{Dst, Place, Src, resolve};
-use crate::step::{Done, Execute, Next, Step, at, check_aligned};
+use crate::poison::Taint;
+use crate::step::{Done, Next, Step, at, check_aligned};
 use crate::syntax::Type;
 
 pub(super) fn decode(line: &Line) -> Decoded {
@@ -15,10 +17,22 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "mma" => mma(line),
         "ldmatrix" if line.has("m8n8") && line.has("b16") => {
             let dst = line.dsts(0).filter(|dst| matches!(dst.len(), 1 | 2 | 4))?;
-            code(LoadMatrix { dst, place: line.place(1, line.space())?, transposed: line.has("trans") })
+            let (place, transposed) = (line.place(1, line.space())?, line.has("trans"));
+            seen(move |step| load_matrices(step, &dst, &place, transposed))
         }
         _ => None,
     }
+}
+
+/// What all lanes do once all are here.
+fn whole_warp(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
+    with_poison(false, move |step| {
+        let next = step.whole_warp()?;
+        if let Next::On = next {
+            act(step);
+        }
+        Ok(next)
+    })
 }
 
 fn mma(line: &Line) -> Decoded {
@@ -28,13 +42,27 @@ fn mma(line: &Line) -> Decoded {
     }
     let (shape, dst) = (*modifiers.get(2)?, line.dsts(0)?);
     let [d, left, right, c] = line.types[..] else { return None };
+    if let (Type::Signed(4), Type::Signed(1) | Type::Unsigned(1), Type::Signed(1) | Type::Unsigned(1)) =
+        (d, left, right)
+    {
+        return mma_of_bytes(line, shape, left, right, dst);
+    }
     if left != right || d != c {
         return None;
     }
     if (shape, d, left) == ("m8n8k4", Type::F64, Type::F64) {
         let (a, b, c) = (line.srcs(1, left)?, line.srcs(2, left)?, line.srcs(3, left)?);
         let ([a], [b], [c0, c1], [d0, d1]) = (&a[..], &b[..], &c[..], &dst[..]) else { return None };
-        return code(MmaF64 { dst: [*d0, *d1], a: *a, b: *b, c: [*c0, *c1] });
+        let (a, b, c, dst) = (*a, *b, [*c0, *c1], [*d0, *d1]);
+        return whole_warp(move |step| {
+            let sources = c;
+            let c = c.map(|src| step.warp.get64(src));
+            let d = mma_f64(&step.warp.get64(a), &step.warp.get64(b), [&c[0], &c[1]]);
+            dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
+            step.run.counters.mma += 1;
+            step.run.counters.mma_flop += 2 * 8 * 8 * 4;
+            spoil_product(step, [&[a], &[b], &sources], &dst, |i, lane| (lane / 4, 1 << (2 * (lane % 4) + i)));
+        });
     }
     let element = match left {
         Type::F16 => Element::F16,
@@ -57,7 +85,91 @@ fn mma(line: &Line) -> Decoded {
     let bits = Type::Bits(4);
     let (a, b, c) = (line.srcs(1, bits)?, line.srcs(2, bits)?, line.srcs(3, d)?);
     let fits = (a.len(), b.len(), c.len()) == product.registers() && dst.len() == c.len();
-    if fits { code(Mma { product, dst, a, b, c }) } else { None }
+    if !fits {
+        return None;
+    }
+    whole_warp(move |step| {
+        let registers = |src: &[Src]| {
+            let mut values = [[0; LANES]; 4];
+            values.iter_mut().zip(src).for_each(|(value, &src)| *value = step.warp.get32(src));
+            values
+        };
+        let d = product.run(&registers(&a)[..a.len()], &registers(&b)[..b.len()], &registers(&c));
+        dst.iter().zip(&d).for_each(|(dst, value)| step.warp.put(*dst, step.active, value));
+        step.run.counters.mma += 1;
+        step.run.counters.mma_flop += (2 * M * N * product.k) as u64;
+        spoil_product(step, [&a, &b, &c], &dst, |i, lane| match product.narrow {
+            true => (lane / 4 + 8 * i, 3 << (2 * (lane % 4))),
+            false => (lane / 4 + 8 * (i / 2), 1 << (2 * (lane % 4) + i % 2)),
+        });
+    })
+}
+
+/// The poison of a product: where a row of A, a column of B or an element of C has it. `place` gives the row that register i of D has of a lane, and
+/// the columns, a bit for each.
+fn spoil_product(step: &mut Step, [a, b, c]: [&[Src]; 3], dst: &[Dst], place: impl Fn(usize, usize) -> (usize, u32)) {
+    if !step.warp.poison.is_any() {
+        return;
+    }
+    let (mut rows, mut columns, mut all) = (0u32, 0u32, Taint::default());
+    for (i, &src) in a.iter().enumerate() {
+        let taint = step.taint(src);
+        all = all.or(taint);
+        Lanes(taint.lanes).for_each(|lane| rows |= 1 << (lane / 4 + 8 * (i % 2)));
+    }
+    for &src in b {
+        let taint = step.taint(src);
+        all = all.or(taint);
+        Lanes(taint.lanes).for_each(|lane| columns |= 1 << (lane / 4));
+    }
+    let sums: Vec<Taint> = c.iter().map(|&src| step.taint(src)).collect();
+    for (i, (&dst, sum)) in dst.iter().zip(sums).enumerate() {
+        let is_of = |lane: usize| {
+            let (row, column) = place(i, lane);
+            rows >> row & 1 == 1 || columns & column != 0
+        };
+        let product = Taint { lanes: Lanes(u32::MAX).where_holds(is_of), ..all };
+        step.spoil(dst, product.or(sum));
+    }
+}
+
+/// `mma.sync.m16n8k16` and `k32` of bytes, four a register, signed or not: sums in s32, which wrap or saturate at the end.
+fn mma_of_bytes(line: &Line, shape: &str, left: Type, right: Type, dst: Vec<Dst>) -> Decoded {
+    let k = match shape {
+        "m16n8k16" => 16,
+        "m16n8k32" => 32,
+        _ => return None,
+    };
+    let (saturates, bits) = (line.has("satfinite"), Type::Bits(4));
+    let (a, b, c) = (line.srcs(1, bits)?, line.srcs(2, bits)?, line.srcs(3, bits)?);
+    if (a.len(), b.len(), c.len(), dst.len()) != (k / 8, k / 16, 4, 4) {
+        return None;
+    }
+    let byte = |ty: Type| -> fn(u32, usize) -> i64 {
+        match ty {
+            Type::Signed(_) => |register, part| i64::from((register >> (8 * part)) as i8),
+            _ => |register, part| i64::from((register >> (8 * part)) as u8),
+        }
+    };
+    let (of_a, of_b) = (byte(left), byte(right));
+    whole_warp(move |step| {
+        let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
+        let (x, y, z) = (registers(&a), registers(&b), registers(&c));
+        // Element (i, p) of A is lane 4 (i % 8) + p % 16 / 4's, of B (p, j) lane 4 j + p % 16 / 4's; see the tables.
+        let left = |i: usize, p: usize| of_a(x[i / 8 + p / 16 * 2][4 * (i % 8) + p % 16 / 4], p % 4);
+        let right = |p: usize, j: usize| of_b(y[p / 16][4 * j + p % 16 / 4], p % 4);
+        for (n, &dst) in dst.iter().enumerate() {
+            let value: L32 = std::array::from_fn(|lane| {
+                let (i, j) = (lane / 4 + 8 * (n / 2), 2 * (lane % 4) + n % 2);
+                let sum = (0..k).fold(i64::from(z[n][lane] as i32), |sum, p| sum + left(i, p) * right(p, j));
+                if saturates { sum.clamp(i32::MIN.into(), i32::MAX.into()) as u32 } else { sum as u32 }
+            });
+            step.warp.put(dst, step.active, &value);
+        }
+        step.run.counters.mma += 1;
+        step.run.counters.mma_flop += (2 * M * N * k) as u64;
+        spoil_product(step, [&a, &b, &c], &dst, |i, lane| (lane / 4 + 8 * (i / 2), 1 << (2 * (lane % 4) + i % 2)));
+    })
 }
 
 /// What an `mma` multiplies and adds up. Rows of A are 16, or 8 in f64; columns of B are 8.
@@ -89,27 +201,40 @@ impl Product {
     }
 
     /// D = A·B + C. Products are exact, and added to C in the order of k in f32; the hardware's order and its inner roundings are not documented.
-    fn run(self, a: &[L32], b: &[L32], c: &[L32]) -> [L32; 4] {
-        let (mut left, mut right) = ([[0f32; MOST_K]; M], [[0f32; N]; MOST_K]);
-        let each = if self.element == Element::Tf32 { 1 } else { 2 };
-        let value = |register: u32, part: usize| match self.element {
-            Element::F16 => f16::from_bits((register >> (16 * part)) as u16).to_f32(),
-            Element::Bf16 => f32::from_bits(register >> (16 * part) << 16),
-            // The low 13 bits are not part of a tf32.
-            Element::Tf32 => f32::from_bits(register & !0x1fff),
-        };
-        // A lane's group is its row of A and its column of B; its rank in the group tells the columns, or rows.
-        for lane in 0..LANES {
-            let (group, rank) = (lane / 4, lane % 4);
-            for (i, register) in a.iter().enumerate() {
-                for part in 0..each {
-                    left[group + 8 * (i % 2)][each * rank + part + 4 * each * (i / 2)] = value(register[lane], part);
-                }
+    fn run(self, a: &[L32], b: &[L32], c: &[L32; 4]) -> [L32; 4] {
+        match self.element {
+            Element::F16 => {
+                self.run_with::<2>(a, b, c, |register, part| f16::from_bits((register >> (16 * part)) as u16).to_f32())
             }
-            for (i, register) in b.iter().enumerate() {
-                for part in 0..each {
-                    right[each * rank + part + 4 * each * i][group] = value(register[lane], part);
-                }
+            Element::Bf16 => {
+                self.run_with::<2>(a, b, c, |register, part| f32::from_bits(register >> (16 * part) << 16))
+            }
+            // The low 13 bits are not part of a tf32.
+            Element::Tf32 => self.run_with::<1>(a, b, c, |register, _| f32::from_bits(register & !0x1fff)),
+        }
+    }
+
+    /// The same, of elements `EACH` a register.
+    #[inline(always)]
+    fn run_with<const EACH: usize>(
+        self,
+        a: &[L32],
+        b: &[L32],
+        c: &[L32; 4],
+        value: impl Fn(u32, usize) -> f32,
+    ) -> [L32; 4] {
+        let (mut left, mut right) = ([[0f32; MOST_K]; M], [[0f32; N]; MOST_K]);
+        // Four lanes are a group, which has a row of A and a column of B; a lane's rank in its group tells the columns, or rows.
+        for (i, register) in a.iter().enumerate() {
+            for (group, lanes) in register.as_chunks::<4>().0.iter().enumerate() {
+                let row = &mut left[group + 8 * (i % 2)][4 * EACH * (i / 2)..][..4 * EACH];
+                (0..4 * EACH).for_each(|j| row[j] = value(lanes[j / EACH], j % EACH));
+            }
+        }
+        for (i, register) in b.iter().enumerate() {
+            for (group, lanes) in register.as_chunks::<4>().0.iter().enumerate() {
+                let rows = &mut right[4 * EACH * i..][..4 * EACH];
+                (0..4 * EACH).for_each(|j| rows[j][group] = value(lanes[j / EACH], j % EACH));
             }
         }
         let mut sums = [[0f32; N]; M];
@@ -192,84 +317,43 @@ fn matrix_part(rows: &[[u8; 16]; 8], lane: usize, transposed: bool) -> u32 {
     }
 }
 
-#[derive(Debug)]
-struct Mma {
-    product: Product,
-    dst: Vec<Dst>,
-    a: Vec<Src>,
-    b: Vec<Src>,
-    c: Vec<Src>,
-}
-
-impl Execute for Mma {
-    fn execute(&self, step: &mut Step) -> Done {
-        step.whole_warp()?;
-        let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
-        let d = self.product.run(&registers(&self.a), &registers(&self.b), &registers(&self.c));
-        for (dst, value) in self.dst.iter().zip(&d) {
-            step.warp.put(*dst, step.active, value);
-        }
-        step.run.counters.mma += 1;
-        step.run.counters.mma_flop += 2 * 16 * 8 * self.product.k as u64;
-        Ok(Next::On)
+/// Four matrices, two or one, a row of which is at the address of each lane.
+fn load_matrices(step: &mut Step, dst: &[Dst], place: &Place, transposed: bool) -> Done {
+    if let Next::Gather = step.whole_warp()? {
+        return Ok(Next::Gather);
     }
-}
-
-#[derive(Debug)]
-struct MmaF64 {
-    dst: [Dst; 2],
-    a: Src,
-    b: Src,
-    c: [Src; 2],
-}
-
-impl Execute for MmaF64 {
-    fn execute(&self, step: &mut Step) -> Done {
-        step.whole_warp()?;
-        let c = self.c.map(|src| step.warp.get64(src));
-        let d = mma_f64(&step.warp.get64(self.a), &step.warp.get64(self.b), [&c[0], &c[1]]);
-        for (dst, value) in self.dst.iter().zip(&d) {
-            step.warp.put(*dst, step.active, value);
-        }
-        step.run.counters.mma += 1;
-        step.run.counters.mma_flop += 2 * 8 * 8 * 4;
-        Ok(Next::On)
-    }
-}
-
-#[derive(Debug)]
-struct LoadMatrix {
-    dst: Vec<Dst>,
-    place: Place,
-    transposed: bool,
-}
-
-impl Execute for LoadMatrix {
-    fn execute(&self, step: &mut Step) -> Done {
-        step.whole_warp()?;
-        let addresses: L64 = step.warp.addresses(&self.place).map(|address| resolve(self.place.space, address).1);
-        let rows = u32::MAX >> (LANES - 8 * self.dst.len());
-        step.run.counters.matrix_access(rows, &addresses);
-        check_aligned(rows, &addresses, 16)?;
-        for (i, &dst) in self.dst.iter().enumerate() {
-            let mut matrix = [[0; 16]; 8];
-            for (row, bytes) in matrix.iter_mut().enumerate() {
-                let lane = 8 * i + row;
-                for half in 0..2 {
-                    let thread = step.warp.thread(lane, step.run.tick);
-                    let part = step.run.shared.load(addresses[lane] + 8 * half, 8, false, &thread).map_err(at(lane))?;
-                    bytes[8 * half as usize..][..8].copy_from_slice(&part.to_le_bytes());
-                }
+    let addresses: L64 = step.warp.addresses(place).map(|address| resolve(place.space, address).1);
+    let rows = u32::MAX >> (LANES - 8 * dst.len());
+    step.run.counters.matrix_access(rows, &addresses);
+    check_aligned(rows, &addresses, 16)?;
+    for (i, &dst) in dst.iter().enumerate() {
+        // Of each half of a row, what is missing.
+        let (mut matrix, mut missing): (_, [[Option<FaultKind>; 2]; 8]) =
+            ([[0; 16]; 8], [const { [const { None }; 2] }; 8]);
+        for (row, bytes) in matrix.iter_mut().enumerate() {
+            let lane = 8 * i + row;
+            for half in 0..2 {
+                let thread = step.warp.thread(lane, step.run.tick);
+                let address = addresses[lane] + 8 * half as u64;
+                let (part, lack) = step.run.shared.load(address, 8, false, &thread).map_err(at(lane))?;
+                bytes[8 * half..][..8].copy_from_slice(&part.to_le_bytes());
+                missing[row][half] = lack.map(|lack| lack.fault("shared", address));
             }
-            let value: L32 = std::array::from_fn(|lane| matrix_part(&matrix, lane, self.transposed));
-            step.warp.put(dst, u32::MAX, &value);
         }
-        Ok(Next::Seen)
+        let value: L32 = std::array::from_fn(|lane| matrix_part(&matrix, lane, transposed));
+        step.warp.put(dst, u32::MAX, &value);
+        for (row, half) in (0..16).map(|part| (part / 2, part % 2)) {
+            if let Some(what) = missing[row][half].take() {
+                let is_part = |lane: usize| match transposed {
+                    false => (lane / 4, lane % 4 / 2) == (row, half),
+                    true => (lane % 4, lane / 16) == (row / 2, half),
+                };
+                let taint = step.missing(Lanes(u32::MAX).where_holds(is_part), what);
+                step.spoil_more(dst, taint);
+            }
+        }
     }
-
-    fn is_seen(&self) -> bool {
-        true
-    }
+    Ok(Next::Seen)
 }
 
 /// Matrices are a whole warp's: `tests/tensor.rs` has them.

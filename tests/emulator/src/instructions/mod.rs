@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::line::Line;
-use crate::step::Execute;
+use crate::poison::Pass;
+use crate::step::{Done, Execute, Next, Step};
 
 #[macro_use]
 mod lanewise;
@@ -28,9 +29,58 @@ mod rows;
 /// What a line decodes to; none if it is another family's, or not known.
 type Decoded = Option<Arc<dyn Execute>>;
 
-/// A decoded instruction.
-fn code(instruction: impl Execute + 'static) -> Decoded {
-    Some(Arc::new(instruction))
+/// An instruction that is what a function does.
+struct Act<F> {
+    act: F,
+    is_seen: bool,
+    pass: Pass,
+}
+
+impl<R: Outcome, F: Fn(&mut Step) -> R + Send + Sync> Execute for Act<F> {
+    #[inline]
+    fn execute(&self, step: &mut Step) -> Done {
+        (self.act)(step).done()
+    }
+
+    fn is_seen(&self) -> bool {
+        self.is_seen
+    }
+
+    fn pass(&self) -> Pass {
+        self.pass
+    }
+}
+
+/// What a function of an instruction may give: nothing, where its group always goes on.
+trait Outcome {
+    fn done(self) -> Done;
+}
+
+impl Outcome for () {
+    fn done(self) -> Done {
+        Ok(Next::On)
+    }
+}
+
+impl Outcome for Done {
+    fn done(self) -> Done {
+        self
+    }
+}
+
+/// An instruction that only its own lanes know of.
+fn code<R: Outcome>(act: impl Fn(&mut Step) -> R + Send + Sync + 'static) -> Decoded {
+    Some(Arc::new(Act { act, is_seen: false, pass: Pass::Lanes }))
+}
+
+/// An instruction that others may see, or that waits for them.
+fn seen(act: impl Fn(&mut Step) -> Done + Send + Sync + 'static) -> Decoded {
+    Some(Arc::new(Act { act, is_seen: true, pass: Pass::Checked }))
+}
+
+/// An instruction that sees to poison itself: which of its results have it.
+fn with_poison<R: Outcome>(is_seen: bool, act: impl Fn(&mut Step) -> R + Send + Sync + 'static) -> Decoded {
+    Some(Arc::new(Act { act, is_seen, pass: Pass::Own }))
 }
 
 struct Family {
@@ -55,5 +105,8 @@ families!(
 
 /// Decodes an instruction: none that is not known.
 pub(crate) fn decode(line: &Line) -> Decoded {
-    FAMILIES.iter().find_map(|family| (family.decode)(line))
+    FAMILIES.iter().find_map(|family| {
+        line.take_flow(); // what another family has asked for
+        (family.decode)(line)
+    })
 }

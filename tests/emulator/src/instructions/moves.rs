@@ -4,122 +4,70 @@ use super::lanewise;
 use super::{Decoded, code};
 use crate::lanes::{LANES, Lanes};
 use crate::line::Line;
-use crate::operand::{Dst, LOCAL_WINDOW, SHARED_WINDOW, Src, resolve};
-use crate::step::{Done, Execute, Next, Step};
+use crate::operand::{LOCAL_WINDOW, SHARED_WINDOW, resolve};
 use crate::syntax::{Operand, Space, Type};
 
 pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
         "mov" if line.ty()? != Type::Pred => {
-            let bits = 8 * line.ty()?.size();
+            let (ty, whole) = (line.ty()?, 8 * line.ty()?.size());
             match (line.operands.first()?, line.operands.get(1)?) {
+                // A whole to its parts, the first one lowest; and parts to a whole.
                 (Operand::Vector(parts), _) => {
-                    let bits = (bits / parts.len()) as u32;
-                    code(Unpack { bits, dst: line.dsts(0)?, src: line.src(1, line.ty()?)? })
+                    let (bits, dst, src) = (whole / parts.len(), line.dsts(0)?, line.src(1, ty)?);
+                    code(move |step| {
+                        let value = step.warp.get64(src);
+                        for (i, dst) in dst.iter().enumerate() {
+                            step.warp.put(*dst, step.active, &value.map(|v| v >> (bits * i) & low(bits)));
+                        }
+                    })
                 }
                 (_, Operand::Vector(parts)) => {
-                    let bits = (bits / parts.len()) as u32;
-                    let parts = line.srcs(1, Type::Bits((bits / 8) as u8))?;
-                    code(Pack { dst: line.dst(0)?, parts, bits })
+                    let bits = whole / parts.len();
+                    let (dst, parts) = (line.dst(0)?, line.srcs(1, Type::Bits((bits / 8) as u8))?);
+                    code(move |step| {
+                        let mut value = [0u64; LANES];
+                        for (i, part) in parts.iter().enumerate() {
+                            let part = step.warp.get64(*part);
+                            (0..LANES).for_each(|lane| value[lane] |= (part[lane] & low(bits)) << (bits * i));
+                        }
+                        step.warp.put(dst, step.active, &value);
+                    })
                 }
                 _ => lanewise::decode(line, |_, _, _| Some(op32!(|a, b, c| a)), |_, _, _| Some(op64!(|a, b, c| a))),
             }
         }
-        "cvta" => code(Cvta {
-            // Parameters have no generic addresses here.
-            space: line.space().filter(|&space| space != Space::Param)?,
-            dst: line.dst(0)?,
-            src: line.src(1, Type::Bits(8))?,
-            back: line.has("to"),
-        }),
+        // An address of a space to a generic one, or back.
+        "cvta" => {
+            let (dst, src) = (line.dst(0)?, line.src(1, Type::Bits(8))?);
+            let base = match line.space()? {
+                Space::Shared => SHARED_WINDOW,
+                Space::Local => LOCAL_WINDOW,
+                // Parameters have no generic addresses here.
+                Space::Param => return None,
+                _ => 0,
+            };
+            let base = if line.has("to") { base.wrapping_neg() } else { base };
+            code(move |step| {
+                let value = step.warp.get64(src).map(|address| address.wrapping_add(base));
+                step.warp.put(dst, step.active, &value);
+            })
+        }
+        // Whether a generic address is in a space.
         "isspacep" => {
-            code(IsSpace { space: line.space()?, dst: line.predicate(0)?.register, src: line.src(1, Type::Bits(8))? })
+            let (space, p, src) = (line.space()?, line.predicate_dst(0)?, line.src(1, Type::Bits(8))?);
+            code(move |step| {
+                let address = step.warp.get64(src);
+                let holds = Lanes(u32::MAX).where_holds(|l| resolve(None, address[l]).0 == space);
+                step.warp.put_predicate(p, step.active, holds);
+            })
         }
         _ => None,
     }
 }
 
-fn low(bits: u32) -> u64 {
+fn low(bits: usize) -> u64 {
     u64::MAX >> (64 - bits)
-}
-
-/// Parts of `bits` to a whole, the first one lowest.
-#[derive(Debug)]
-struct Pack {
-    dst: Dst,
-    parts: Vec<Src>,
-    bits: u32,
-}
-
-impl Execute for Pack {
-    fn execute(&self, step: &mut Step) -> Done {
-        let mut value = [0u64; LANES];
-        for (i, part) in self.parts.iter().enumerate() {
-            let part = step.warp.get64(*part);
-            for lane in 0..LANES {
-                value[lane] |= (part[lane] & low(self.bits)) << (self.bits as usize * i);
-            }
-        }
-        step.warp.put(self.dst, step.active, &value);
-        Ok(Next::On)
-    }
-}
-
-#[derive(Debug)]
-struct Unpack {
-    dst: Vec<Dst>,
-    src: Src,
-    bits: u32,
-}
-
-impl Execute for Unpack {
-    fn execute(&self, step: &mut Step) -> Done {
-        let value = step.warp.get64(self.src);
-        for (i, dst) in self.dst.iter().enumerate() {
-            step.warp.put(*dst, step.active, &value.map(|v| v >> (self.bits as usize * i) & low(self.bits)));
-        }
-        Ok(Next::On)
-    }
-}
-
-/// An address of a space to a generic one, or back.
-#[derive(Debug)]
-struct Cvta {
-    space: Space,
-    dst: Dst,
-    src: Src,
-    back: bool,
-}
-
-impl Execute for Cvta {
-    fn execute(&self, step: &mut Step) -> Done {
-        let base = match self.space {
-            Space::Shared => SHARED_WINDOW,
-            Space::Local => LOCAL_WINDOW,
-            _ => 0,
-        };
-        let address = step.warp.get64(self.src);
-        let value = address.map(|v| if self.back { v.wrapping_sub(base) } else { v.wrapping_add(base) });
-        step.warp.put(self.dst, step.active, &value);
-        Ok(Next::On)
-    }
-}
-
-/// A predicate: whether a generic address is in a space.
-#[derive(Debug)]
-struct IsSpace {
-    space: Space,
-    dst: u32,
-    src: Src,
-}
-
-impl Execute for IsSpace {
-    fn execute(&self, step: &mut Step) -> Done {
-        let address = step.warp.get64(self.src);
-        let holds = Lanes(u32::MAX).where_holds(|l| resolve(None, address[l]).0 == self.space);
-        step.warp.put_predicate(self.dst, step.active, holds);
-        Ok(Next::On)
-    }
 }
 
 #[cfg(test)]
