@@ -81,17 +81,10 @@ pub(super) fn with_call<R>(
         } as i32,
         ..Default::default()
     };
-    let kind = Kind::of(problem);
-    work(&mut Call {
-        problem,
-        device,
-        stream: &stream,
-        kind,
-        sizes: sizes(problem, kind),
-        limits: limits(&stream)?,
-        budget: problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES),
-        arguments,
-    })
+    let limits = limits(&stream)?;
+    let budget = problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES);
+    let kind = Kind::of(problem, &limits, budget);
+    work(&mut Call { problem, device, stream: &stream, kind, sizes: sizes(problem, kind), limits, budget, arguments })
 }
 
 /// A chunk as the kernels take it, with its parts of the workspace.
