@@ -166,7 +166,7 @@ struct CosineTile {
         T scale = scale2<T>(call.options), prior[COLUMNS];
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++) prior[j] = prior2[place.column(j)];
-        bool all_there = class0 + TILE <= call.c;
+        int classes = int(call.c - class0 < TILE ? call.c - class0 : TILE);
         auto over_row = [](auto value, auto with) {
 #pragma unroll
             for (int offset = 1; offset < Sums::ROW_LANES; offset *= 2) value = with(value, __shfl_xor_sync(~0u, value, offset));
@@ -182,22 +182,24 @@ struct CosineTile {
             // The best of each half of this thread's columns, which come in order; the lowest column wins a tie.
             T best = T(-INFINITY), best_of[2] = {best, best};
             int best_column = TILE, column_of[2] = {TILE, TILE};
-            auto beats = [](T c, int column, T best, int best_column) { return c > best || (c == best && column < best_column); };
+            auto beats = [](T c, int column, T best, int best_column) { return (c > best) | ((c == best) & (column < best_column)); };
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
                 T own = c[cosines.index(i, j)];
                 bool is_target = j == target_number;
                 z[j] = is_target ? T(-INFINITY) : fma(scale, own, prior[j]);
                 max = largest(max, z[j]);
-                if (is_target) target = own;
-                else total += own;
-                // A class that is not there has a cosine of 0.
+                target = is_target ? own : target;
+                total += is_target ? T(0) : own;
                 int half = j / (COLUMNS / 2), column = place.column(j);
-                if (own > best_of[half] && (all_there || class0 + column < call.c)) best_of[half] = own, column_of[half] = column;
+                bool better = (own > best_of[half]) & (column < classes); // the cosine of a class that is not there is 0
+                best_of[half] = better ? own : best_of[half], column_of[half] = better ? column : column_of[half];
             }
 #pragma unroll
-            for (int half = 0; half < 2; half++)
-                if (beats(best_of[half], column_of[half], best, best_column)) best = best_of[half], best_column = column_of[half];
+            for (int half = 0; half < 2; half++) {
+                bool better = beats(best_of[half], column_of[half], best, best_column);
+                best = better ? best_of[half] : best, best_column = better ? column_of[half] : best_column;
+            }
             max = over_row(max, largest);
             // A maximum of −∞ says that there is no non-target, or that every z is NaN and stays so; (−∞) − (−∞) is not to be formed.
             T from = max == T(-INFINITY) ? T(0) : max;
@@ -213,7 +215,8 @@ struct CosineTile {
             for (int offset = 1; offset < Sums::ROW_LANES; offset *= 2) {
                 T other = __shfl_xor_sync(~0u, best, offset);
                 int other_column = __shfl_xor_sync(~0u, best_column, offset);
-                if (beats(other, other_column, best, best_column)) best = other, best_column = other_column;
+                bool better = beats(other, other_column, best, best_column);
+                best = better ? other : best, best_column = better ? other_column : best_column;
             }
             if (place.thread % Sums::ROW_LANES == 0) {
                 int part = place.row_part();

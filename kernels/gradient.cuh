@@ -95,13 +95,14 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
                 for (int j = j0; j < j0 + SIDE_BY_SIDE; j++) {
                     T c = cosines.at[cosines.index(i, first + j)];
                     T value = fma(of.factor, power_of_two(fma(scale, c, prior[j]) - of.max), -of.uniform);
-                    if (j == target) value = of.target;
+                    value = j == target ? of.target : value;
                     if constexpr (Engine::NORMS_IN_G) value *= inverses[j];
                     // Masked last, so that nothing computed above can make a row that does not count anything but 0, or what it poisons with.
-                    if (!counts) value = of.target;
+                    value = counts ? value : of.target;
                     rounded[j - j0] = Engine::to_g(value);
                     T again = T(widen(rounded[j - j0]));
-                    if (counts || value != value) sums[j] = fma(Engine::NORMS_IN_G ? again * of.length : again, c, sums[j]);
+                    T sum = fma(Engine::NORMS_IN_G ? again * of.length : again, c, sums[j]);
+                    sums[j] = counts | (value != value) ? sum : sums[j];
                 }
                 if (row < rows) store_together(g + row * chunk.stride + place.column(first + j0), rounded);
             }

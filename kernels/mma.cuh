@@ -115,12 +115,13 @@ struct Mma {
 
         __device__ void copy(unsigned int panel) {
             unsigned int to = panel + this->to;
+            constexpr int BESIDE = ALONG ? 1 : TILE / STEP;
+            const char *row = from; // walks: products of i and `rows` would be made anew in each step
 #pragma unroll
-            for (int i = 0; i < PIECES; i++) {
-                if constexpr (ALONG)
-                    copy16(to + i * 16 * ROW, from + i * rows, bytes[i]);
-                else
-                    copy16(to + i * 16 * ROW, from + i % 4 * rows + i / 4 * ROW, bytes[i / 4]);
+            for (int i = 0; i < PIECES / BESIDE; i++) {
+#pragma unroll
+                for (int s = 0; s < BESIDE; s++) copy16(to + (STEP * s + 16 * i) * ROW, row + s * ROW, bytes[ALONG ? i : s]);
+                row += rows;
             }
             from += step;
         }
@@ -151,11 +152,20 @@ struct Mma {
             return plain;
         }
 
-        __device__ Copies<true> whole_steps(const Share &share) const {
+        // Whether all of this thread's rows count.
+        __device__ bool is_whole() const {
+            Share share;
+            bool whole = true;
+            for (int i = 0; i < PIECES; i++) whole = whole && counts(share.row(i));
+            return whole;
+        }
+
+        // `whole`: all rows count, as far as the compiler is to know.
+        __device__ Copies<true> whole_steps(const Share &share, bool whole) const {
             Copies<true> of;
             of.start(share, base, stride, STEP);
 #pragma unroll
-            for (int i = 0; i < PIECES; i++) of.bytes[i] = counts(share.row(i)) ? 16 : 0;
+            for (int i = 0; i < PIECES; i++) of.bytes[i] = whole || counts(share.row(i)) ? 16 : 0;
             return of;
         }
 
@@ -191,7 +201,7 @@ struct Mma {
             return plain;
         }
 
-        __device__ Copies<false> whole_steps(const Share &share) const {
+        __device__ Copies<false> whole_steps(const Share &share, bool) const {
             Copies<false> of;
             of.start(share, base, stride, STEP * stride);
 #pragma unroll
@@ -246,14 +256,14 @@ struct Mma {
     }
 
     // Adds all steps to `acc`. Begins where the stages are free, and so ends.
-    template <bool PLAIN, bool SQUARES, class A, class B>
+    template <bool PLAIN, bool WHOLE, bool SQUARES, class A, class B>
     __device__ static void run(Sums &acc, Squares<SQUARES> &squares, const A &a, const B &b, int depth, Stages &stages) {
         constexpr unsigned int PANEL = sizeof(Panel), STAGE = 2 * PANEL;
         int steps = (depth + STEP - 1) / STEP;
         bool partial = PLAIN && depth % STEP != 0;
         Share share;
-        auto copies_a = a.whole_steps(share);
-        auto copies_b = b.whole_steps(share);
+        auto copies_a = a.whole_steps(share, WHOLE);
+        auto copies_b = b.whole_steps(share, WHOLE);
         unsigned int base = shared_address(&stages);
         auto fetch = [&](int step, int stage) {
             if constexpr (PLAIN)
@@ -324,10 +334,16 @@ struct Mma {
 #pragma unroll
         for (int e = 0; e < Sums::ROWS * Sums::COLUMNS; e++) acc.at[e] = 0.f;
         Squares<SQUARES> own = {};
-        if (__syncthreads_and(a.is_plain() && b.is_plain()))
-            run<true, SQUARES>(acc, own, a, b, int(depth), stages);
+        // Tiles of rows that all count have a loop without the copies' bounds, where these would be a tenth of it.
+        constexpr bool BY_ROWS = A::ALONG && B::ALONG && !SQUARES;
+        bool whole = false;
+        if constexpr (BY_ROWS) whole = __syncthreads_and(a.is_whole() && b.is_whole());
+        if (!__syncthreads_and(a.is_plain() && b.is_plain()))
+            run<false, false, SQUARES>(acc, own, a, b, int(depth), stages);
+        else if (BY_ROWS && whole)
+            run<true, BY_ROWS, SQUARES>(acc, own, a, b, int(depth), stages);
         else
-            run<false, SQUARES>(acc, own, a, b, int(depth), stages);
+            run<true, false, SQUARES>(acc, own, a, b, int(depth), stages);
         if constexpr (SQUARES) {
             Place place;
             int lane = place.thread % 32;

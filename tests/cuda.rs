@@ -468,7 +468,7 @@ fn devices_that_lack_something() -> Result<()> {
         (FEW, "", "fused_step_f32"),
         (FEW, "95=0", "stream_backward_f32"),
         (FEW, "95=0,97=61440,81=65536", "stream_backward_f32"),
-        (FEW, "97=49152,81=65536", "stream_gradient_f32"), // too little for g beside a tile
+        (FEW, "95=0,97=49152,81=65536", "stream_gradient_f32"), // too little for g beside a tile
         (MANY, "75=7,76=5", "error: margin loss: the device's compute capability is 7.5, the kernels need 8.0"),
     ] {
         let counters = std::env::temp_dir().join(format!("margin-loss-child-{}", std::process::id()));
