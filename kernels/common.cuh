@@ -88,6 +88,15 @@ __device__ inline void store8(double *to, const double (&v)[8], bool) {
     for (int i = 0; i < 4; i++) *reinterpret_cast<double2 *>(to + 2 * i) = {v[2 * i], v[2 * i + 1]};
 }
 
+// What store8 writes.
+__device__ inline void load8(const float *from, float (&v)[8], bool swap) {
+    float4 first = *reinterpret_cast<const float4 *>(from + (swap ? 4 : 0)), second = *reinterpret_cast<const float4 *>(from + (swap ? 0 : 4));
+    float4 low = swap ? second : first, high = swap ? first : second;
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+
+__device__ inline void load8(const double *from, double (&v)[8], bool) { load8(from, v); }
+
 // Up to eight consecutive elements, `count` of them there; the others are 0. `aligned`: the address is a multiple of 16 bytes.
 template <class E, class T>
 __device__ inline void load_some(const E *from, i64 count, bool aligned, T (&v)[8]) {

@@ -111,9 +111,10 @@ __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, con
         int row = at / (TILE / 8), column = at % (TILE / 8) * 8;
         i64 k = d0 + column, left = d - k;
         if (row >= rows || left <= 0) continue;
-        T sum[8], earlier[8];
-        load8(&tile.values[row][column], sum);
+        T sum[8], own[8] = {};
+        load8(&tile.values[row][column], sum, at % 8 >= 4);
         if (!first) {
+            T earlier[8];
             load_some(sums + row * d + k, left, sums_aligned, earlier);
 #pragma unroll
             for (int i = 0; i < 8; i++) sum[i] += earlier[i];
@@ -123,13 +124,13 @@ __device__ void write_gradient(Tile &tile, const Sums &acc, E *out, T *sums, con
             continue;
         }
         Norm<T> norm = tile.norms[row];
-        T length = norm.magnitude(), inverse = tile.inverses[row], dot = tile.dots[row];
         bool counts = norm.length != T(0), projects = counts && norm.projects();
-        if (projects) load_some(values + row * stride + k, left, values_aligned, earlier);
+        T length = norm.magnitude(), inverse = tile.inverses[row], dot = projects ? tile.dots[row] : T(0);
+        if (projects) load_some(values + row * stride + k, left, values_aligned, own);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             if (NORMS_IN_G) sum[i] *= length;
-            if (projects) sum[i] = fma(-dot, divide(earlier[i] * norm.scale, length, inverse), sum[i]);
+            sum[i] = fma(-dot, divide(own[i] * norm.scale, length, inverse), sum[i]);
             sum[i] = counts ? divide(sum[i], length, inverse) * norm.scale : T(0);
         }
         store_some(out + row * d + k, left, out_aligned, sum);
