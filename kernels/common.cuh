@@ -2,6 +2,8 @@
 #ifndef MARGIN_LOSS_COMMON_CUH
 #define MARGIN_LOSS_COMMON_CUH
 
+#include <type_traits>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -14,6 +16,13 @@ using i64 = long long;
 constexpr int TILE = MARGIN_LOSS_TILE;
 constexpr int THREADS = MARGIN_LOSS_THREADS;
 
+// threadIdx.x, read where it is asked for: what one phase makes of it is not to stay in registers through the others.
+__device__ inline int thread() {
+    int t;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+
 // The type that elements of type E are added up in.
 template <class E> struct AccumulatorOf { using Type = float; };
 template <> struct AccumulatorOf<double> { using Type = double; };
@@ -22,6 +31,22 @@ __device__ inline float widen(__half v) { return __half2float(v); }
 __device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
 __device__ inline float widen(float v) { return v; }
 __device__ inline double widen(double v) { return v; }
+
+// 2^x; in f32 as the special function unit has it, 0 below 2^-126.
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ inline double power_of_two(double x) { return exp2(x); }
+
+// To [−1, 1]; NaN stays.
+__device__ inline float clamped(float c) {
+    asm("min.NaN.f32 %0, %0, 0f3F800000;" : "+f"(c));
+    asm("max.NaN.f32 %0, %0, 0fBF800000;" : "+f"(c));
+    return c;
+}
+__device__ inline double clamped(double c) { return c > 1.0 ? 1.0 : c < -1.0 ? -1.0 : c; }
 
 template <class E, class T> struct Narrow { __device__ static E of(T v) { return E(v); } };
 template <> struct Narrow<__half, float> { __device__ static __half of(float v) { return __float2half_rn(v); } };
@@ -62,6 +87,15 @@ __device__ inline void store8(double *to, const double (&v)[8], bool) {
 #pragma unroll
     for (int i = 0; i < 4; i++) *reinterpret_cast<double2 *>(to + 2 * i) = {v[2 * i], v[2 * i + 1]};
 }
+
+// What store8 writes.
+__device__ inline void load8(const float *from, float (&v)[8], bool swap) {
+    float4 first = *reinterpret_cast<const float4 *>(from + (swap ? 4 : 0)), second = *reinterpret_cast<const float4 *>(from + (swap ? 0 : 4));
+    float4 low = swap ? second : first, high = swap ? first : second;
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+
+__device__ inline void load8(const double *from, double (&v)[8], bool) { load8(from, v); }
 
 // Up to eight consecutive elements, `count` of them there; the others are 0. `aligned`: the address is a multiple of 16 bytes.
 template <class E, class T>

@@ -33,25 +33,27 @@ struct ByRow {
 
 // k of split `split` of `splits`, in whole steps of 64.
 __device__ inline void split_of(i64 depth, i64 split, i64 splits, i64 *begin, i64 *end) {
-    i64 steps = (depth + TILE - 1) / TILE;
-    *begin = steps * split / splits * TILE;
-    *end = steps * (split + 1) / splits * TILE;
+    constexpr i64 STEP = MARGIN_LOSS_STEP;
+    i64 steps = (depth + STEP - 1) / STEP;
+    *begin = steps * split / splits * STEP;
+    *end = steps * (split + 1) / splits * STEP;
     if (*end > depth) *end = depth;
 }
 
 // Whether this block is to go on with a tile's whole sum in `acc`: it alone has it, or it came last and adds up all splits in their order.
 template <class T, class Sums>
 __device__ bool gather(Sums &acc, const MarginLossChunk &chunk, i64 tile, i64 first_sum, i64 split, i64 splits) {
+    constexpr int EACH = Sums::ROWS * Sums::COLUMNS, ALL = EACH * THREADS;
     if (splits == 1) return true;
-    T *sums = static_cast<T *>(chunk.partial_sums) + first_sum * (TILE * TILE) + threadIdx.x;
+    T *sums = static_cast<T *>(chunk.partial_sums) + first_sum * ALL + thread();
 #pragma unroll
-    for (int e = 0; e < TILE * TILE / THREADS; e++) sums[split * (TILE * TILE) + e * THREADS] = acc.at[e];
+    for (int e = 0; e < EACH; e++) sums[split * ALL + e * THREADS] = acc.at[e];
     if (!is_last(chunk.arrivals + tile, unsigned(splits))) return false;
 #pragma unroll
-    for (int e = 0; e < TILE * TILE / THREADS; e++) acc.at[e] = T(0);
+    for (int e = 0; e < EACH; e++) acc.at[e] = T(0);
     for (i64 other = 0; other < splits; other++)
 #pragma unroll
-        for (int e = 0; e < TILE * TILE / THREADS; e++) acc.at[e] += sums[other * (TILE * TILE) + e * THREADS];
+        for (int e = 0; e < EACH; e++) acc.at[e] += sums[other * ALL + e * THREADS];
     return true;
 }
 
@@ -60,13 +62,27 @@ template <class Kind>
 struct ContractTile {
     using T = typename Kind::T;
     using Engine = typename Kind::Contract;
+    static constexpr int TILE = Engine::TILE;
 
     union {
         typename Engine::Stages stages;
-        Values<T> values;
+        T values[TILE][TILE + 8]; // threads that write neighbouring rows meet no bank twice
     };
     Norm<T> norms[TILE];
+    T inverses[TILE]; // 1/length
     T dots[TILE];
+
+    // At the start of a block's dynamic shared memory.
+    __device__ static ContractTile &at(unsigned char *memory) {
+        static_assert(sizeof(ContractTile) == Kind::CONTRACT_SHARED, "what the host makes room for");
+        return *reinterpret_cast<ContractTile *>(memory);
+    }
+
+    __device__ void set(int r, Norm<T> norm, T dot) {
+        norms[r] = norm;
+        inverses[r] = T(1) / norm.magnitude();
+        dots[r] = dot;
+    }
 };
 
 // Row `row` of a gradient, whose elements are E or, where gradients are wide, T.
@@ -75,33 +91,59 @@ __device__ void *gradient_at(const MarginLossCall &call, void *gradient, i64 row
     return static_cast<char *>(gradient) + row * call.d * i64(call.wide_gradients ? sizeof(T) : sizeof(E));
 }
 
-// What the two gradients have in common once a tile's sums are whole: earlier chunks, the projection, the norm, and the rounding. Begins and
-// ends with a barrier.
+// What the two gradients have in common once a tile's sums are whole: earlier chunks, the projection, the norm, and the rounding; eight
+// dimensions of a row at a time. Begins and ends with a barrier.
 //
 //     out[m][d] = (Σ − dots[m]·unit row m)·(scale/length of m), where g has the norms in it Σ·length first
 template <bool NORMS_IN_G, class E, class T, class Tile, class Sums>
 __device__ void write_gradient(Tile &tile, const Sums &acc, void *out, bool wide, T *sums, const E *values, i64 stride, i64 d, i64 d0, i64 rows,
                                bool first, bool last) {
+    constexpr int TILE = Tile::TILE, SIDE_BY_SIDE = Sums::SIDE_BY_SIDE;
+    typename Tile::Engine::Place place;
 #pragma unroll
-    for (int e = 0; e < TILE * TILE / THREADS; e++) tile.values[acc.row(e)][acc.column(e)] = acc.at[e];
+    for (int i = 0; i < Sums::ROWS; i++) {
+#pragma unroll
+        for (int j0 = 0; j0 < Sums::COLUMNS; j0 += SIDE_BY_SIDE) {
+            T together[SIDE_BY_SIDE];
+#pragma unroll
+            for (int j = 0; j < SIDE_BY_SIDE; j++) together[j] = acc.at[acc.index(i, j0 + j)];
+            store_together(&tile.values[place.row(i)][place.column(j0)], together);
+        }
+    }
     __syncthreads();
-    i64 at = d0 + threadIdx.x % TILE;
-    for (int row = threadIdx.x / TILE; row < TILE && row < rows && at < d; row += 2) {
-        Norm<T> norm = tile.norms[row];
-        T sum = tile.values[row][threadIdx.x % TILE];
-        if (!first) sum += sums[row * d + at];
+    bool out_aligned = wide ? rows_aligned(static_cast<T *>(out), d) : rows_aligned(static_cast<E *>(out), d);
+    bool sums_aligned = rows_aligned(sums, d), values_aligned = rows_aligned(values, stride);
+#pragma unroll 1
+    for (int at = place.thread; at < TILE * TILE / 8; at += THREADS) {
+        int row = at / (TILE / 8), column = at % (TILE / 8) * 8;
+        i64 k = d0 + column, left = d - k;
+        if (row >= rows || left <= 0) continue;
+        T sum[8], own[8] = {};
+        load8(&tile.values[row][column], sum, at % 8 >= 4);
+        if (!first) {
+            T earlier[8];
+            load_some(sums + row * d + k, left, sums_aligned, earlier);
+#pragma unroll
+            for (int i = 0; i < 8; i++) sum[i] += earlier[i];
+        }
         if (!last) {
-            sums[row * d + at] = sum;
+            store_some(sums + row * d + k, left, sums_aligned, sum);
             continue;
         }
-        bool counts = norm.length != T(0);
-        if (NORMS_IN_G) sum *= norm.magnitude();
-        if (counts && norm.projects()) sum -= tile.dots[row] * (T(widen(values[row * stride + at])) * norm.scale / norm.length);
-        T gradient = counts ? sum / norm.magnitude() * norm.scale : T(0);
+        Norm<T> norm = tile.norms[row];
+        bool counts = norm.length != T(0), projects = counts && norm.projects();
+        T length = norm.magnitude(), inverse = tile.inverses[row], dot = projects ? tile.dots[row] : T(0);
+        if (projects) load_some(values + row * stride + k, left, values_aligned, own);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (NORMS_IN_G) sum[i] *= length;
+            sum[i] = fma(-dot, divide(own[i] * norm.scale, length, inverse), sum[i]);
+            sum[i] = counts ? divide(sum[i], length, inverse) * norm.scale : T(0);
+        }
         if (wide)
-            static_cast<T *>(out)[row * d + at] = gradient;
+            store_some(static_cast<T *>(out) + row * d + k, left, out_aligned, sum);
         else
-            static_cast<E *>(out)[row * d + at] = Narrow<E, T>::of(gradient);
+            store_some(static_cast<E *>(out) + row * d + k, left, out_aligned, sum);
     }
     __syncthreads();
 }
@@ -115,11 +157,11 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
     using T = typename Kind::T;
     using Engine = typename Kind::Contract;
     using G = typename Engine::G;
+    constexpr int TILE = Engine::TILE, LOGITS_TILE = Kind::Logits::TILE;
     i64 d_tiles = (call.d + TILE - 1) / TILE;
     i64 dx_tiles = chunk.dx ? (chunk.rows + TILE - 1) / TILE * d_tiles : 0, dx_blocks = dx_tiles * chunk.dx_splits;
     const RowState<T> *rows = scratch.rows + chunk.row0;
     const Norm<T> *class_norms = scratch.class_norms + chunk.class0;
-    int r = threadIdx.x % TILE;
     typename Engine::Sums acc;
     i64 begin, end;
 
@@ -133,9 +175,9 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
         typename Engine::template AcrossK<W, ByClass<T>> b(w, call.w_stride, call.d - d0, end - begin, {class_norms + begin});
         Engine::template multiply<false>(acc, a, b, end - begin, tile.stages, nullptr);
         if (!gather<T>(acc, chunk, at, at * chunk.dx_splits, split, chunk.dx_splits)) return;
-        if (threadIdx.x < TILE && i0 + r < chunk.rows) {
+        int r = thread();
+        if (r < TILE && i0 + r < chunk.rows) {
             RowState<T> state = rows[i0 + r];
-            tile.norms[r] = state.label >= 0 ? state.norm : Norm<T>{T(1), state.label == IGNORED ? T(0) : T(NAN)};
             T dot = T(0);
             if (state.label >= 0) {
                 double a = coefficient(call, chunk.row0 + i0 + r, state, *call.factor);
@@ -147,7 +189,7 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
                 }
                 dot = T(a * state.dot) + target * state.cosine;
             }
-            tile.dots[r] = dot;
+            tile.set(r, state.label >= 0 ? state.norm : Norm<T>{T(1), state.label == IGNORED ? T(0) : T(NAN)}, dot);
         }
         i64 row0 = chunk.row0 + i0;
         write_gradient<Engine::NORMS_IN_G, X, T>(tile, acc, gradient_at<X, T>(call, call.dx, row0), call.wide_gradients, static_cast<T *>(chunk.dx_sums) + i0 * call.d,
@@ -166,13 +208,13 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
         bool dx_is_split = chunk.dx_splits > 1; // its counters and sums come first
         i64 first_tile = dx_is_split ? dx_tiles : 0, first_sum = dx_is_split ? dx_blocks : 0;
         if (!gather<T>(acc, chunk, first_tile + at, first_sum + at * chunk.dw_splits, split, chunk.dw_splits)) return;
-        i64 row_tiles = (call.n + TILE - 1) / TILE, class0 = chunk.class0 + j0;
-        if (threadIdx.x < TILE && class0 + r < call.c) {
+        i64 row_tiles = (call.n + LOGITS_TILE - 1) / LOGITS_TILE, class0 = chunk.class0 + j0;
+        int r = thread();
+        if (r < TILE && class0 + r < call.c) {
             T dot = T(0);
             if (chunk.last_rows)
                 for (i64 t = 0; t < row_tiles; t++) dot += scratch.class_dots[t * chunk.stride + j0 + r];
-            tile.dots[r] = dot;
-            tile.norms[r] = class_norms[j0 + r];
+            tile.set(r, class_norms[j0 + r], dot);
         }
         write_gradient<Engine::NORMS_IN_G, W, T>(tile, acc, gradient_at<W, T>(call, call.dw, class0), call.wide_gradients, static_cast<T *>(chunk.dw_sums) + j0 * call.d,
                              static_cast<const W *>(call.w) + class0 * call.w_stride, call.w_stride, call.d, d0, chunk.classes - j0,
@@ -184,6 +226,7 @@ __device__ void contract(const MarginLossCall &call, const MarginLossChunk &chun
 template <class Kind>
 __device__ void contract_all(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch,
                              ContractTile<Kind> &tile) {
+    constexpr int TILE = Kind::Contract::TILE;
     i64 row_tiles = (call.n + TILE - 1) / TILE, class_tiles = (call.c + TILE - 1) / TILE, d_tiles = (call.d + TILE - 1) / TILE;
     i64 blocks = (chunk.dx ? row_tiles * d_tiles * chunk.dx_splits : 0) + (chunk.dw ? class_tiles * d_tiles * chunk.dw_splits : 0);
     for (i64 block = blockIdx.x; block < blocks; block += gridDim.x) contract(call, chunk, scratch, tile, block);
@@ -196,7 +239,6 @@ struct StepTiles {
         CosineTile<Kind> cosines;
         ContractTile<Kind> contract;
     };
-    RowConstants<typename Kind::T> constants[TILE];
 
     // At the start of a block's dynamic shared memory.
     __device__ static StepTiles &at(unsigned char *memory) {

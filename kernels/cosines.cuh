@@ -1,4 +1,5 @@
-// A tile of cosines: products and norms found in one pass, and the statistics of its rows.
+// A tile of cosines: products and norms found in one pass, and the statistics of its rows. A thread's cosines stay in its registers, as its
+// engine has them.
 #ifndef MARGIN_LOSS_COSINES_CUH
 #define MARGIN_LOSS_COSINES_CUH
 
@@ -16,12 +17,7 @@ __device__ inline T scale2(const MarginLossOptions &options) {
     return T(options.scale * LOG2_E);
 }
 
-// A tile of numbers between two ways of owning them. Two more than a tile: lanes that walk along two halves of neighbouring rows meet no
-// bank twice.
-template <class T>
-using Values = T[TILE][MARGIN_LOSS_VALUES_ROW];
-
-// What the blocks of every kernel with logits share: a row tile, a class tile, and their cosines.
+// What the blocks of every kernel with logits share: a row tile, a class tile, and what is known of them.
 template <class Kind>
 struct CosineTile {
     using X = typename Kind::X;
@@ -29,15 +25,28 @@ struct CosineTile {
     using T = typename Kind::T;
     using Engine = typename Kind::Logits;
     using Sums = typename Engine::Sums;
+    using Place = typename Engine::Place;
+    static constexpr int TILE = Engine::TILE;
 
-    union {
-        typename Engine::Stages stages;
-        Values<T> cosines;
-    };
+    typename Engine::Stages stages;
     Norm<T> row_norms[TILE], class_norms[TILE];
-    T squares[2][2][TILE]; // of rows and of classes, in two parts
-    T prior2[TILE];
+    T row_inverses[TILE], class_inverses[TILE]; // 1/‖·‖; 0 of what is not there
+    T prior2[TILE];                             // −∞ of a class that is not there
     int labels[TILE];
+    union {
+        Statistics<T> so_far[TILE];     // of the rows, over the class tiles before
+        RowConstants<T> constants[TILE]; // for g
+    };
+    union {
+        T squares[2][Engine::SQUARE_PARTS][TILE]; // of rows and of classes
+        // Of the rows, from each of the warps side by side.
+        struct {
+            T max[Sums::ROW_PARTS][TILE], sum[Sums::ROW_PARTS][TILE], weighted[Sums::ROW_PARTS][TILE], total[Sums::ROW_PARTS][TILE];
+            T best[Sums::ROW_PARTS][TILE], target[Sums::ROW_PARTS][TILE];
+            int best_column[Sums::ROW_PARTS][TILE];
+        } parts;
+        T dots[Sums::COLUMN_PARTS][TILE]; // Σ_i g·c of the warps below each other
+    };
 
     // Labels of the rows that start at row0; BAD_LABEL beyond the last. Needs a barrier before they are read.
     __device__ void load_labels(const MarginLossCall &call, i64 row0) {
@@ -54,8 +63,8 @@ struct CosineTile {
     __device__ void load_prior(const MarginLossCall &call, i64 class0) {
         int j = threadIdx.x;
         if (j < TILE) {
-            bool there = call.options.prior != nullptr && class0 + j < call.c;
-            prior2[j] = there ? T(call.options.prior[class0 + j] * LOG2_E) : T(0);
+            bool there = class0 + j < call.c;
+            prior2[j] = !there ? T(-INFINITY) : call.options.prior != nullptr ? T(call.options.prior[class0 + j] * LOG2_E) : T(0);
         }
     }
 
@@ -70,13 +79,23 @@ struct CosineTile {
         Engine::template multiply<SQUARES>(acc, a, b, call.d, stages, squares);
     }
 
-    // The norm that this thread's sum of squares (threads below TILE: of rows, others: of classes) makes under `scale`.
-    __device__ Norm<T> norm_of(T scale) const {
-        int of = threadIdx.x / TILE, r = threadIdx.x % TILE;
-        T norm = sqrt(squares[of][0][r] + squares[of][1][r]);
+    __device__ T square(int of, int r) const {
+        T sum = squares[of][0][r];
+        for (int part = 1; part < Engine::SQUARE_PARTS; part++) sum += squares[of][part][r];
+        return sum;
+    }
+
+    // The norm that a row's (`of` 0) or class's sum of squares makes under `scale`.
+    __device__ Norm<T> norm_of(int of, int r, T scale) const {
+        T norm = sqrt(square(of, r));
         if (!(norm < T(INFINITY))) return {T(1), T(NAN)};
         T shortest = T(SHORTEST) * scale;
         return {scale, norm < shortest ? -shortest : norm};
+    }
+
+    __device__ void set_norm(int of, int r, Norm<T> norm) {
+        (of == 0 ? row_norms : class_norms)[r] = norm;
+        (of == 0 ? row_inverses : class_inverses)[r] = norm.length == T(0) ? T(0) : T(1) / norm.magnitude();
     }
 
     // Products and both norms. Rows whose squares are neither near overflow nor near underflow take no scale, and a tile of such rows and
@@ -85,16 +104,17 @@ struct CosineTile {
         // The product of two norms then leaves room for g on both sides in bf16.
         constexpr T LEAST = T(8.673617379884035e-19), MOST = T(1.152921504606847e18); // 2^-60, 2^60
         multiply<true>(call, row0, class0, false, acc);
-        int of = threadIdx.x / TILE, r = threadIdx.x % TILE;
-        bool there = of == 0 ? labels[r] >= 0 : class0 + r < call.c;
-        T square = squares[of][0][r] + squares[of][1][r];
-        bool plain = !there || (square >= LEAST && square <= MOST);
-        Norm<T> &own = of == 0 ? row_norms[r] : class_norms[r];
-        own = there ? norm_of(T(1)) : Norm<T>{T(1), T(0)};
-        if (!__syncthreads_or(!plain)) return;
+        bool all_plain = true;
+        for (int at = thread(); at < 2 * TILE; at += THREADS) {
+            int of = at / TILE, r = at % TILE;
+            bool there = of == 0 ? labels[r] >= 0 : class0 + r < call.c;
+            bool plain = !there || (square(of, r) >= LEAST && square(of, r) <= MOST);
+            all_plain = all_plain && plain;
+            set_norm(of, r, there ? norm_of(of, r, T(1)) : Norm<T>{T(1), T(0)});
+            if (!plain) (of == 0 ? row_norms : class_norms)[r].scale = T(0); // to be found
+        }
+        if (!__syncthreads_or(!all_plain)) return;
 
-        if (!plain) own.scale = T(0); // to be found
-        __syncthreads();
         for (int at = threadIdx.x / 32; at < 2 * TILE; at += THREADS / 32) {
             Norm<T> &norm = at < TILE ? row_norms[at] : class_norms[at - TILE];
             if (norm.scale != T(0)) continue;
@@ -115,50 +135,115 @@ struct CosineTile {
         }
         __syncthreads();
         multiply<true>(call, row0, class0, true, acc);
-        if (there) own = norm_of(own.scale);
-        __syncthreads();
-    }
-
-    // Leaves the cosines, clamped to [−1, 1] (NaN stays), in `values`: in the tile itself, where the stages were, or elsewhere. Ends with a
-    // barrier.
-    __device__ void keep(const Sums &acc, Values<T> &values) const {
-#pragma unroll
-        for (int e = 0; e < TILE * TILE / THREADS; e++) {
-            int row = acc.row(e), column = acc.column(e);
-            T length = row_norms[row].magnitude() * class_norms[column].magnitude();
-            T c = divide(acc.at[e], length, T(1) / length);
-            values[row][column] = c > T(1) ? T(1) : c < T(-1) ? T(-1) : c;
+        for (int at = thread(); at < 2 * TILE; at += THREADS) {
+            int of = at / TILE, r = at % TILE;
+            if (of == 0 ? labels[r] >= 0 : class0 + r < call.c) set_norm(of, r, norm_of(of, r, (of == 0 ? row_norms : class_norms)[r].scale));
         }
         __syncthreads();
     }
 
-    // Adds the tile to the statistics of this thread's half row: row threadIdx / 2, every other class.
-    __device__ void add_statistics(const MarginLossCall &call, i64 class0, const Values<T> &values, Statistics<T> &row) const {
-        int r = threadIdx.x / 2, first = threadIdx.x % 2;
-        int classes = int(call.c - class0 < TILE ? call.c - class0 : TILE);
-        int target = target_in(class0, r);
-        T scale = scale2<T>(call.options);
-        Statistics<T> tile = no_statistics<T>();
-        for (int j = first; j < classes; j += 2) {
-            T c = values[r][j];
-            if (c > tile.best) tile.best = c, tile.best_class = class0 + j;
-            if (j == target) {
-                tile.target = c;
-            } else {
-                T z = fma(scale, c, prior2[j]);
-                if (z > tile.max) tile.max = z;
-                tile.total += c;
+    // Products become cosines, in [−1, 1] (NaN stays); 0 where a row does not count or a class is not there.
+    __device__ void to_cosines(Sums &acc) const {
+        Place place;
+        T lengths[Sums::ROWS], inverses[Sums::ROWS];
+#pragma unroll
+        for (int i = 0; i < Sums::ROWS; i++) lengths[i] = row_norms[place.row(i)].magnitude(), inverses[i] = row_inverses[place.row(i)];
+#pragma unroll
+        for (int j = 0; j < Sums::COLUMNS; j++) {
+            T length = class_norms[place.column(j)].magnitude(), inverse = class_inverses[place.column(j)];
+#pragma unroll
+            for (int i = 0; i < Sums::ROWS; i++) {
+                T &c = acc.at[acc.index(i, j)];
+                c = clamped(divide(c, lengths[i] * length, inverses[i] * inverse));
             }
         }
-        for (int j = first; j < classes; j += 2) {
-            if (j == target) continue;
-            T c = values[r][j];
-            // With a maximum of −∞ every z is NaN, and stays so.
-            T e = exp2(fma(scale, c, prior2[j]) - tile.max);
-            tile.sum += e;
-            tile.weighted = fma(e, c, tile.weighted);
+    }
+
+    // Puts what the cosines give to the statistics of their rows into `parts`. Needs a barrier before `statistics`.
+    __device__ void add_up(const MarginLossCall &call, i64 class0, const Sums &cosines) {
+        constexpr int ROWS = Sums::ROWS, COLUMNS = Sums::COLUMNS;
+        Place place;
+        T scale = scale2<T>(call.options), prior[COLUMNS];
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) prior[j] = prior2[place.column(j)];
+        int classes = int(call.c - class0 < TILE ? call.c - class0 : TILE);
+        auto over_row = [](auto value, auto with) {
+#pragma unroll
+            for (int offset = 1; offset < Sums::ROW_LANES; offset *= 2) value = with(value, __shfl_xor_sync(~0u, value, offset));
+            return value;
+        };
+        auto largest = [](T a, T b) { return fmax(a, b); }; // the number, where one is NaN
+        auto sum_of = [](T a, T b) { return a + b; };
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            int row = place.row(i), target_number = place.number_of(target_in(class0, row));
+            const T *c = cosines.at;
+            T max = T(-INFINITY), target = T(0), total = T(0), sum = T(0), weighted = T(0), z[COLUMNS];
+            // The best of each half of this thread's columns, which come in order; the lowest column wins a tie.
+            T best = T(-INFINITY), best_of[2] = {best, best};
+            int best_column = TILE, column_of[2] = {TILE, TILE};
+            auto beats = [](T c, int column, T best, int best_column) { return (c > best) | ((c == best) & (column < best_column)); };
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+                T own = c[cosines.index(i, j)];
+                bool is_target = j == target_number;
+                z[j] = is_target ? T(-INFINITY) : fma(scale, own, prior[j]);
+                max = largest(max, z[j]);
+                target = is_target ? own : target;
+                total += is_target ? T(0) : own;
+                int half = j / (COLUMNS / 2), column = place.column(j);
+                bool better = (own > best_of[half]) & (column < classes); // the cosine of a class that is not there is 0
+                best_of[half] = better ? own : best_of[half], column_of[half] = better ? column : column_of[half];
+            }
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                bool better = beats(best_of[half], column_of[half], best, best_column);
+                best = better ? best_of[half] : best, best_column = better ? column_of[half] : best_column;
+            }
+            max = over_row(max, largest);
+            // A maximum of −∞ says that there is no non-target, or that every z is NaN and stays so; (−∞) − (−∞) is not to be formed.
+            T from = max == T(-INFINITY) ? T(0) : max;
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+                T e = power_of_two(z[j] - from);
+                sum += e;
+                weighted = fma(e, c[cosines.index(i, j)], weighted);
+            }
+            sum = over_row(sum, sum_of), weighted = over_row(weighted, sum_of);
+            total = over_row(total, sum_of), target = over_row(target, sum_of);
+#pragma unroll
+            for (int offset = 1; offset < Sums::ROW_LANES; offset *= 2) {
+                T other = __shfl_xor_sync(~0u, best, offset);
+                int other_column = __shfl_xor_sync(~0u, best_column, offset);
+                bool better = beats(other, other_column, best, best_column);
+                best = better ? other : best, best_column = better ? other_column : best_column;
+            }
+            if (place.thread % Sums::ROW_LANES == 0) {
+                int part = place.row_part();
+                parts.max[part][row] = max, parts.sum[part][row] = sum, parts.weighted[part][row] = weighted, parts.total[part][row] = total;
+                parts.best[part][row] = best, parts.target[part][row] = target, parts.best_column[part][row] = best_column;
+            }
         }
-        merge(row, tile);
+    }
+
+    // The tile's statistics of a row join those so far; the first tile's begin them. They stay in memory: registers are the products'.
+    __device__ void merge_statistics(int r, i64 class0, bool first) {
+        Statistics<T> row = first ? no_statistics<T>() : so_far[r];
+        merge(row, statistics(r, class0));
+        so_far[r] = row;
+    }
+
+    // The tile's statistics of a row.
+    __device__ Statistics<T> statistics(int r, i64 class0) const {
+        auto of_part = [&](int part) {
+            bool met = parts.best[part][r] != T(-INFINITY);
+            return Statistics<T>{parts.max[part][r],  parts.sum[part][r],    parts.weighted[part][r],
+                                 parts.total[part][r], parts.best[part][r], parts.target[part][r],
+                                 met ? class0 + parts.best_column[part][r] : 0};
+        };
+        Statistics<T> row = of_part(0);
+        for (int part = 1; part < Sums::ROW_PARTS; part++) merge(row, of_part(part));
+        return row;
     }
 };
 
@@ -170,23 +255,6 @@ __device__ inline Statistics<T> shuffled(const Statistics<T> &own, Shuffle shuff
     other.total = shuffle(own.total), other.best = shuffle(own.best), other.target = shuffle(own.target);
     other.best_class = shuffle(own.best_class);
     return other;
-}
-
-// The statistics of two neighbouring lanes, of the lower one's classes and the upper one's, in both.
-template <class T>
-__device__ inline Statistics<T> merge_halves(const Statistics<T> &own) {
-    Statistics<T> row = own, other = shuffled(own, [](auto field) { return __shfl_xor_sync(~0u, field, 1); });
-    // The lower classes first. Value by value: a reference to one of two would put both into local memory.
-    bool lower = threadIdx.x % 2 == 0;
-    auto exchange = [lower](auto &a, auto &b) {
-        auto first = lower ? a : b, second = lower ? b : a;
-        a = first, b = second;
-    };
-    exchange(row.max, other.max), exchange(row.sum, other.sum), exchange(row.weighted, other.weighted);
-    exchange(row.total, other.total), exchange(row.best, other.best), exchange(row.target, other.target);
-    exchange(row.best_class, other.best_class);
-    merge(row, other);
-    return row;
 }
 
 } // namespace margin_loss

@@ -12,101 +12,129 @@
 
 namespace margin_loss {
 
-// What g takes of a row.
-template <class T>
-struct RowConstants {
-    T max;
-    T factor;  // a_i
-    T uniform; // u_i
-    T target;  // t_i
-    T inverse, length; // of the norm: what g is multiplied by, and what that is undone by
-};
-
-template <class T>
+// `a` is the row's coefficient.
+template <bool NORMS_IN_G, class T>
 __device__ inline RowConstants<T> row_constants(const MarginLossCall &call, const RowState<T> &state, double a) {
     if (state.label < 0) {
         // An ignored row's g is 0; that of a row that cannot be poisons what it reaches.
         T nothing = state.label == IGNORED ? T(0) : T(NAN);
-        return {T(0), nothing, T(0), nothing, T(1), T(1)};
+        return {T(0), nothing, T(0), nothing, T(1)};
     }
-    T length = state.norm.magnitude();
-    return {state.max, T(a * state.others), T(a * call.options.label_smoothing / double(call.c)), T(a * state.target), T(1) / length, length};
+    T length = NORMS_IN_G ? state.norm.magnitude() : T(1), inverse = T(1) / length;
+    T uniform = T(a * call.options.label_smoothing / double(call.c));
+    return {state.max, T(a * state.others) * inverse, uniform * inverse, T(a * state.target) * inverse, length};
 }
 
 // What write_g takes of a tile's rows and classes, from their states and norms. Needs a barrier.
 template <class Kind>
 __device__ void load_backward(const MarginLossCall &call, const Scratch<typename Kind::T> &scratch, CosineTile<Kind> &tile,
-                              RowConstants<typename Kind::T> *constants, i64 row0, i64 class0, double factor) {
+                              i64 row0, i64 class0, double factor) {
     using T = typename Kind::T;
-    int r = threadIdx.x % TILE;
-    if (threadIdx.x < TILE) {
-        RowState<T> state = {};
-        state.label = IGNORED;
-        double a = 0.0;
-        if (row0 + r < call.n) {
-            state = scratch.rows[row0 + r];
-            a = coefficient(call, row0 + r, state, factor);
+    constexpr int TILE = CosineTile<Kind>::TILE;
+    for (int at = thread(); at < 2 * TILE; at += THREADS) {
+        int r = at % TILE;
+        if (at < TILE) {
+            RowState<T> state = {};
+            state.label = IGNORED;
+            double a = 0.0;
+            if (row0 + r < call.n) {
+                state = scratch.rows[row0 + r];
+                a = coefficient(call, row0 + r, state, factor);
+            }
+            tile.labels[r] = state.label;
+            tile.set_norm(0, r, state.label >= 0 ? state.norm : Norm<T>{T(1), T(0)});
+            tile.constants[r] = row_constants<Kind::Contract::NORMS_IN_G>(call, state, a);
+        } else {
+            tile.set_norm(1, r, class0 + r < call.c ? scratch.class_norms[class0 + r] : Norm<T>{T(1), T(0)});
         }
-        tile.labels[r] = state.label;
-        tile.row_norms[r] = state.label >= 0 ? state.norm : Norm<T>{T(1), T(0)};
-        constants[r] = row_constants(call, state, a);
-    } else {
-        i64 j = class0 + r;
-        tile.class_norms[r] = j < call.c ? scratch.class_norms[j] : Norm<T>{T(1), T(0)};
     }
     tile.load_prior(call, class0);
 }
 
-// g of the tile at (row0, class0), which is in the chunk, from its cosines and the rows' constants, to the workspace; and Σ_i g·c.
+// Numbers side by side, in one store.
+template <class G, class T, int COUNT>
+__device__ inline void store_together(G *to, const T (&v)[COUNT]) {
+    struct alignas(COUNT * sizeof(G) < 16 ? COUNT * sizeof(G) : 16) { G at[COUNT]; } all;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) all.at[i] = v[i];
+    *reinterpret_cast<decltype(all) *>(to) = all;
+}
+
+// g of the tile at (row0, class0), which is in the chunk, from its cosines and the rows' constants, to the workspace; and Σ_i g·c. Needs a
+// barrier before the next tile's.
 template <class Kind>
-__device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch,
-                        const CosineTile<Kind> &tile, i64 row0, i64 class0, const Values<typename Kind::T> &cosines,
-                        const RowConstants<typename Kind::T> *constants) {
+__device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch, CosineTile<Kind> &tile,
+                        i64 row0, i64 class0, const typename CosineTile<Kind>::Sums &cosines) {
     using T = typename Kind::T;
     using Engine = typename Kind::Contract;
     using G = typename Engine::G;
-    __shared__ T dots[TILE];
-    int column = threadIdx.x % TILE, part = threadIdx.x / TILE;
-    i64 first = (row0 - chunk.row0) * chunk.stride + (class0 - chunk.class0) + column;
-    G *g = static_cast<G *>(scratch.g) + first;
-    int rows = int(chunk.row0 + chunk.rows - row0 < TILE ? chunk.row0 + chunk.rows - row0 : TILE);
-    T scale = scale2<T>(call.options), prior = tile.prior2[column];
-    T class_length = tile.class_norms[column].magnitude(), class_inverse = T(1) / class_length;
-    T sum = T(0);
-    // Halves of rows one after the other, as the contraction adds them up: at a pole the two sums are to cancel.
-    for (int row = part * (TILE / 2); row < rows && row < (part + 1) * (TILE / 2); row++) {
-        RowConstants<T> of = constants[row];
-        T c = cosines[row][column];
-        T value = fma(of.factor, exp2(fma(scale, c, prior) - of.max), -of.uniform);
-        if (column == tile.target_in(class0, row)) value = of.target;
-        // Masked last, so that nothing computed above can make a row that does not count anything but 0; padded classes are not read.
-        if (tile.labels[row] < 0) value = of.target;
-        if constexpr (Engine::NORMS_IN_G) {
-            bool zero = value == T(0); // whatever the norms of what does not count
-            G rounded = Engine::to_g(zero ? T(0) : value * of.inverse * class_inverse);
-            g[row * chunk.stride] = rounded;
-            if (!zero) sum = fma(widen(rounded) * of.length * class_length, c, sum);
-        } else {
-            g[row * chunk.stride] = value;
-            if (value != T(0)) sum = fma(value, c, sum);
+    using Sums = typename CosineTile<Kind>::Sums;
+    constexpr int TILE = CosineTile<Kind>::TILE, ROWS = Sums::ROWS, COLUMNS = Sums::COLUMNS, SIDE_BY_SIDE = Sums::SIDE_BY_SIDE;
+    typename CosineTile<Kind>::Place place;
+    i64 rows = chunk.row0 + chunk.rows - row0;
+    G *g = static_cast<G *>(scratch.g) + (row0 - chunk.row0) * chunk.stride + (class0 - chunk.class0);
+    T scale = scale2<T>(call.options);
+    // Half of the columns at a time: what is known of all would be more registers than there are.
+    constexpr int GROUP = COLUMNS / 2 > SIDE_BY_SIDE ? COLUMNS / 2 : SIDE_BY_SIDE;
+#pragma unroll
+    for (int first = 0; first < COLUMNS; first += GROUP) {
+        __syncwarp(); // lest the compiler mix them
+        T prior[GROUP], inverses[GROUP], sums[GROUP];
+#pragma unroll
+        for (int j = 0; j < GROUP; j++)
+            prior[j] = tile.prior2[place.column(first + j)], inverses[j] = tile.class_inverses[place.column(first + j)], sums[j] = T(0);
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            int row = place.row(i), target = place.number_of(tile.target_in(class0, row)) - first;
+            bool counts = tile.labels[row] >= 0;
+            RowConstants<T> of = tile.constants[row];
+#pragma unroll
+            for (int j0 = 0; j0 < GROUP; j0 += SIDE_BY_SIDE) {
+                G rounded[SIDE_BY_SIDE];
+#pragma unroll
+                for (int j = j0; j < j0 + SIDE_BY_SIDE; j++) {
+                    T c = cosines.at[cosines.index(i, first + j)];
+                    T value = fma(of.factor, power_of_two(fma(scale, c, prior[j]) - of.max), -of.uniform);
+                    value = j == target ? of.target : value;
+                    if constexpr (Engine::NORMS_IN_G) value *= inverses[j];
+                    // Masked last, so that nothing computed above can make a row that does not count anything but 0, or what it poisons with.
+                    value = counts ? value : of.target;
+                    rounded[j - j0] = Engine::to_g(value);
+                    T again = T(widen(rounded[j - j0]));
+                    T sum = fma(Engine::NORMS_IN_G ? again * of.length : again, c, sums[j]);
+                    sums[j] = counts | (value != value) ? sum : sums[j];
+                }
+                if (row < rows) store_together(g + row * chunk.stride + place.column(first + j0), rounded);
+            }
+        }
+        if (!chunk.dw) continue;
+#pragma unroll
+        for (int j = 0; j < GROUP; j++) {
+#pragma unroll
+            for (int offset = Sums::ROW_LANES; offset < 32; offset *= 2) sums[j] += __shfl_xor_sync(~0u, sums[j], offset);
+            if (place.thread % 32 < Sums::ROW_LANES) tile.dots[place.column_part()][place.column(first + j)] = sums[j];
         }
     }
     if (!chunk.dw) return;
-    if (part == 1) dots[column] = sum;
     __syncthreads();
-    if (part == 0) scratch.class_dots[row0 / TILE * chunk.stride + (class0 - chunk.class0) + column] = sum + dots[column];
+    int column = place.thread;
+    if (column >= TILE) return;
+    T sum = tile.dots[0][column];
+    for (int part = 1; part < Sums::COLUMN_PARTS; part++) sum += tile.dots[part][column];
+    if constexpr (Engine::NORMS_IN_G) sum = sum == T(0) ? sum : sum * tile.class_norms[column].magnitude();
+    scratch.class_dots[row0 / TILE * chunk.stride + (class0 - chunk.class0) + column] = sum;
 }
 
 // g of the tile at (row0, class0) from states and norms: its cosines once more.
 template <class Kind>
 __device__ void recompute_g(const MarginLossCall &call, const MarginLossChunk &chunk, const Scratch<typename Kind::T> &scratch,
-                            CosineTile<Kind> &tile, RowConstants<typename Kind::T> *constants, i64 row0, i64 class0) {
-    load_backward(call, scratch, tile, constants, row0, class0, *call.factor);
+                            CosineTile<Kind> &tile, i64 row0, i64 class0) {
+    load_backward(call, scratch, tile, row0, class0, *call.factor);
     __syncthreads(); // the product takes labels and norms of every row and class
     typename CosineTile<Kind>::Sums acc;
     tile.template multiply<false>(call, row0, class0, true, acc);
-    tile.keep(acc, tile.cosines);
-    write_g(call, chunk, scratch, tile, row0, class0, tile.cosines, constants);
+    tile.to_cosines(acc);
+    write_g(call, chunk, scratch, tile, row0, class0, acc);
 }
 
 } // namespace margin_loss

@@ -23,6 +23,16 @@ static_assert(sizeof(RowState<float>) == MARGIN_LOSS_ROW_STATE_F32 && sizeof(Row
 static_assert(sizeof(Norm<float>) == MARGIN_LOSS_NORM_F32 && sizeof(Norm<double>) == MARGIN_LOSS_NORM_F64, "Norm");
 static_assert(sizeof(Statistics<float>) == MARGIN_LOSS_STATISTICS_F32 && sizeof(Statistics<double>) == MARGIN_LOSS_STATISTICS_F64, "Statistics");
 
+// What g takes of a row; with the norms in it, the row's is in all but max.
+template <class T>
+struct RowConstants {
+    T max;
+    T factor;  // a_i
+    T uniform; // u_i
+    T target;  // t_i
+    T length;  // of the norm, where it is in the others: what that is undone by
+};
+
 // The label is the ignore index; the label is no class, or one that the prior takes out; the sample weight is out of its range.
 constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
 

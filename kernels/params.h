@@ -2,8 +2,10 @@
 #ifndef MARGIN_LOSS_PARAMS_H
 #define MARGIN_LOSS_PARAMS_H
 
-// Rows, classes or dimensions in a tile, and threads in a block.
+// Rows, classes or dimensions in a tile, in one of the wide kinds, in a step of a sum that blocks split; and threads in a block.
 #define MARGIN_LOSS_TILE 64
+#define MARGIN_LOSS_WIDE_TILE 128
+#define MARGIN_LOSS_STEP 64
 #define MARGIN_LOSS_THREADS 128
 
 // Bytes of what the host makes room for, by the type of accumulation: RowState, Norm, Statistics.
@@ -14,16 +16,21 @@
 #define MARGIN_LOSS_STATISTICS_F32 32
 #define MARGIN_LOSS_STATISTICS_F64 56
 
-// Bytes of shared memory of a block that goes from cosines to gradients (StepTiles), by kind: fused_step has its kept cosines beside it,
-// stream_backward g; what static variables take at most; a tile's row.
-#define MARGIN_LOSS_STEP_SHARED_F64 42752
-#define MARGIN_LOSS_STEP_SHARED_F32 21504
-#define MARGIN_LOSS_STEP_SHARED_TF32 22528
-#define MARGIN_LOSS_STEP_SHARED_TENSOR 36864
+// Bytes of dynamic shared memory by kind: of a block with cosines, and gradients after them (StepTiles), beside what it keeps for them; of one
+// with a contraction alone (ContractTile); what static variables take at most.
+#define MARGIN_LOSS_STEP_SHARED_F64 45568
+#define MARGIN_LOSS_STEP_SHARED_F32 23296
+#define MARGIN_LOSS_STEP_SHARED_TF32 26112
+#define MARGIN_LOSS_STEP_SHARED_TENSOR 56832
+#define MARGIN_LOSS_STEP_SHARED_WIDE 113664
+#define MARGIN_LOSS_CONTRACT_SHARED_F64 38912
+#define MARGIN_LOSS_CONTRACT_SHARED_F32 19456
+#define MARGIN_LOSS_CONTRACT_SHARED_TF32 19456
+#define MARGIN_LOSS_CONTRACT_SHARED_TENSOR 50176
+#define MARGIN_LOSS_CONTRACT_SHARED_WIDE 100352
 #define MARGIN_LOSS_STEP_STATIC 2048
 // Blocks of either that a multiprocessor has room for in registers; fused_step for three would spill on sm_120.
 #define MARGIN_LOSS_STEP_BLOCKS 2
-#define MARGIN_LOSS_VALUES_ROW 66
 
 // InstanceGate
 #define MARGIN_LOSS_GATE_OFF 0

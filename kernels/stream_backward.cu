@@ -18,30 +18,29 @@ namespace margin_loss {
 
 template <class Kind>
 __device__ void stream_gradient(const MarginLossCall &call, const MarginLossChunk &chunk) {
-    using T = typename Kind::T;
-    __shared__ CosineTile<Kind> tile;
-    __shared__ RowConstants<T> constants[TILE];
+    constexpr int TILE = CosineTile<Kind>::TILE;
+    extern __shared__ __align__(128) unsigned char memory[];
     i64 class_tiles = (chunk.classes + TILE - 1) / TILE;
     i64 row0 = chunk.row0 + blockIdx.x / class_tiles * TILE, class0 = chunk.class0 + blockIdx.x % class_tiles * TILE;
-    recompute_g(call, chunk, Scratch<T>(call, chunk), tile, constants, row0, class0);
+    recompute_g(call, chunk, Scratch<typename Kind::T>(call, chunk), StepTiles<Kind>::at(memory).cosines, row0, class0);
 }
 
 template <class Kind>
 __device__ void stream_contract(const MarginLossCall &call, const MarginLossChunk &chunk) {
-    __shared__ ContractTile<Kind> tile;
-    contract(call, chunk, Scratch<typename Kind::T>(call, chunk), tile, blockIdx.x);
+    extern __shared__ __align__(128) unsigned char memory[];
+    contract(call, chunk, Scratch<typename Kind::T>(call, chunk), ContractTile<Kind>::at(memory), blockIdx.x);
 }
 
 template <class Kind>
 __device__ void stream_backward(const MarginLossCall &call, const MarginLossChunk &chunk) {
-    using T = typename Kind::T;
-    extern __shared__ __align__(16) unsigned char memory[];
+    constexpr int TILE = CosineTile<Kind>::TILE;
+    extern __shared__ __align__(128) unsigned char memory[];
     StepTiles<Kind> &shared = StepTiles<Kind>::at(memory);
-    Scratch<T> scratch(call, chunk, nullptr, memory);
+    Scratch<typename Kind::T> scratch(call, chunk, nullptr, memory);
     i64 row_tiles = (call.n + TILE - 1) / TILE, class_tiles = (call.c + TILE - 1) / TILE;
     for (i64 at = 0; at < row_tiles * class_tiles; at++) {
-        recompute_g(call, chunk, scratch, shared.cosines, shared.constants, at / class_tiles * TILE, at % class_tiles * TILE);
-        __syncthreads(); // the next tile overwrites cosines and constants; after the last: g and its dots are whole
+        recompute_g(call, chunk, scratch, shared.cosines, at / class_tiles * TILE, at % class_tiles * TILE);
+        __syncthreads(); // the next tile overwrites norms and constants; after the last: g and its dots are whole
     }
     contract_all(call, chunk, scratch, shared.contract);
 }
@@ -49,14 +48,19 @@ __device__ void stream_backward(const MarginLossCall &call, const MarginLossChun
 } // namespace margin_loss
 
 #define ENTRY(NAME, ...)                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<__VA_ARGS__>)                                                                   \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, (__VA_ARGS__::BLOCKS))                                                                   \
         stream_gradient_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
         margin_loss::stream_gradient<__VA_ARGS__>(call, chunk);                                                                                \
     }                                                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, margin_loss::BLOCKS<__VA_ARGS__>)                                                                   \
+    extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, (__VA_ARGS__::BLOCKS))                                                                   \
         stream_contract_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
         margin_loss::stream_contract<__VA_ARGS__>(call, chunk);                                                                                \
-    }                                                                                                                                   \
+    }
+#include "entries.h"
+
+// A problem of a few tiles has none that are wide.
+#define NARROW
+#define ENTRY(NAME, ...)                                                                                                                \
     extern "C" __global__ void __launch_bounds__(MARGIN_LOSS_THREADS, MARGIN_LOSS_STEP_BLOCKS)                                          \
         stream_backward_##NAME(__grid_constant__ const MarginLossCall call, __grid_constant__ const MarginLossChunk chunk) {           \
         margin_loss::stream_backward<__VA_ARGS__>(call, chunk);                                                                         \

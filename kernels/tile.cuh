@@ -46,17 +46,32 @@ struct FmaCore {
     static constexpr bool ROUNDS = false;
     __device__ static T round(T v) { return v; }
 
-    // A thread's sums; `row` and `column` say where in the tile.
+    // A thread's sums: number i of its rows by number j of its columns is at[index(i, j)]. The lanes that have a row stand side by side, in
+    // ROW_PARTS warps; a column's in COLUMN_PARTS.
     struct Sums {
+        static constexpr int ROWS = FmaCore::ROWS, COLUMNS = FmaCore::COLUMNS, SIDE_BY_SIDE = COLUMNS;
+        static constexpr int ROW_LANES = TILE / COLUMNS, ROW_PARTS = 1, COLUMN_PARTS = THREADS / 32;
         T at[ROWS * COLUMNS];
 
-        __device__ static int row(int e) { return ROWS * (threadIdx.x / (TILE / COLUMNS)) + e / COLUMNS; }
-        __device__ static int column(int e) { return COLUMNS * (threadIdx.x % (TILE / COLUMNS)) + e % COLUMNS; }
+        __device__ static int index(int i, int j) { return i * COLUMNS + j; }
+    };
+
+    // Where a thread's sums are in the tile.
+    struct Place {
+        int thread = margin_loss::thread();
+
+        __device__ int row(int i) const { return ROWS * (thread / Sums::ROW_LANES) + i; }
+        __device__ int column(int j) const { return COLUMNS * (thread % Sums::ROW_LANES) + j; }
+        __device__ int row_part() const { return 0; }
+        __device__ int column_part() const { return thread / 32; }
+        // The number of a column among this thread's; −1 where it is another's.
+        __device__ int number_of(int column) const { return column >= 0 && column / COLUMNS == thread % Sums::ROW_LANES ? column % COLUMNS : -1; }
     };
 
     template <class Step>
     __device__ static void add(Sums &acc, const Step &left, const Step &right) {
-        int row = acc.row(0), column = acc.column(0);
+        Place place;
+        int row = place.row(0), column = place.column(0);
 #pragma unroll
         for (int k = 0; k < int(sizeof(Step) / sizeof(left[0])); k++) {
             T m_values[ROWS], n_values[COLUMNS];
@@ -70,17 +85,37 @@ struct FmaCore {
     }
 };
 
-// A thread's sums as mma.sync.m16n8 has them, of a warp's 32 × 32: [16 rows: 2][8 columns: 4][4].
+// The same as mma.sync.m16n8 has them, four warps of a quarter of the tile each: [16 rows][8 columns][4]. Warps side by side begin with different
+// halves of the rows that they share, warps below each other with different halves of the columns: the first half is each one's own to add up
+// squares of.
+template <int TILE>
 struct MmaSums {
-    float at[32];
+    static constexpr int SIDE = TILE / 2; // of a warp's quarter
+    static constexpr int ROWS = SIDE / 8, COLUMNS = SIDE / 4, SIDE_BY_SIDE = 2;
+    static constexpr int ROW_LANES = 4, ROW_PARTS = 2, COLUMN_PARTS = 2;
+    float at[ROWS * COLUMNS];
 
-    __device__ static int row(int e) {
-        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        return 32 * (warp / 2) + 16 * (e / 16) + lane / 4 + 8 * (e % 4 / 2);
-    }
-    __device__ static int column(int e) {
-        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        return 32 * (warp % 2) + 8 * (e / 4 % 4) + 2 * (lane % 4) + e % 2;
+    __device__ static int index(int i, int j) { return 4 * (i / 2 * (COLUMNS / 2) + j / 2) + 2 * (i % 2) + j % 2; }
+};
+
+template <int TILE>
+struct MmaPlace {
+    using Sums = MmaSums<TILE>;
+    static constexpr int SIDE = Sums::SIDE, ROWS = Sums::ROWS, COLUMNS = Sums::COLUMNS;
+    int thread = margin_loss::thread();
+
+    __device__ int row_part() const { return thread / 32 % 2; }
+    __device__ int column_part() const { return thread / 64; }
+    // Where the first and second half of this warp's rows and columns begin.
+    __device__ int rows_of(int half) const { return SIDE * column_part() + SIDE / 2 * (half ^ row_part()); }
+    __device__ int columns_of(int half) const { return SIDE * row_part() + SIDE / 2 * (half ^ column_part()); }
+
+    __device__ int row(int i) const { return rows_of(i / (ROWS / 2)) + 8 * (i % (ROWS / 2)) + thread % 32 / 4; }
+    __device__ int column(int j) const { return columns_of(j / (COLUMNS / 2)) + 8 * (j % (COLUMNS / 2) / 2) + 2 * (thread % 4) + j % 2; }
+    __device__ int number_of(int column) const {
+        int own = column - SIDE * row_part(), half = own / (SIDE / 2) ^ column_part();
+        bool here = column >= 0 && own >= 0 && own < SIDE && own % 8 / 2 == thread % 4;
+        return here ? half * (COLUMNS / 2) + own % (SIDE / 2) / 8 * 2 + own % 2 : -1;
     }
 };
 
@@ -88,7 +123,8 @@ struct MmaSums {
 // a row, the four k and eight rows that a fragment's lanes read lie in different banks.
 struct Tf32Core {
     using T = float;
-    using Sums = MmaSums;
+    using Sums = MmaSums<TILE>;
+    using Place = MmaPlace<TILE>;
     static constexpr int PADDING = 8;
     static constexpr bool ROUNDS = true;
     __device__ static float round(float v) {
@@ -99,17 +135,18 @@ struct Tf32Core {
 
     template <class Step>
     __device__ static void add(Sums &acc, const Step &left, const Step &right) {
-        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        int m0 = 32 * (warp / 2) + lane / 4, n0 = 32 * (warp % 2) + lane / 4;
+        Place place;
+        int lane = place.thread % 32;
+        int m0[2] = {place.rows_of(0) + lane / 4, place.rows_of(1) + lane / 4}, n0[2] = {place.columns_of(0) + lane / 4, place.columns_of(1) + lane / 4};
         __syncwarp(); // lanes part where they fetch a matrix's edge; mma.sync takes them together
 #pragma unroll
         for (int k0 = 0; k0 < int(sizeof(Step) / sizeof(left[0])); k0 += 8) {
             int k = k0 + lane % 4;
             unsigned int a[2][4], b[4][2];
 #pragma unroll
-            for (int i = 0; i < 8; i++) a[i / 4][i % 4] = __float_as_uint(left[k + 4 * (i % 4 / 2)][m0 + 16 * (i / 4) + 8 * (i % 2)]);
+            for (int i = 0; i < 8; i++) a[i / 4][i % 4] = __float_as_uint(left[k + 4 * (i % 4 / 2)][m0[i / 4] + 8 * (i % 2)]);
 #pragma unroll
-            for (int i = 0; i < 8; i++) b[i / 2][i % 2] = __float_as_uint(right[k + 4 * (i % 2)][n0 + 8 * (i / 2)]);
+            for (int i = 0; i < 8; i++) b[i / 2][i % 2] = __float_as_uint(right[k + 4 * (i % 2)][n0[i / 4] + 8 * (i / 2 % 2)]);
 #pragma unroll
             for (int mn = 0; mn < 8; mn++) {
                 float *d = acc.at + 4 * mn;
@@ -127,7 +164,9 @@ template <class Core>
 struct Staged {
     using T = typename Core::T;
     using Sums = typename Core::Sums;
-    static constexpr int STEP = 16;
+    using Place = typename Core::Place;
+    static constexpr int TILE = margin_loss::TILE, STEP = 16;
+    static constexpr int SQUARE_PARTS = 2; // that a row's sum of squares comes in
     // What g is kept as between the passes of a gradient, and whether it has the inverse norms of its row and its class in it.
     using G = T;
     static constexpr bool NORMS_IN_G = Core::ROUNDS;
@@ -217,7 +256,7 @@ struct Staged {
     // Sets `acc` to a product over k in [0, depth), and leaves Σ A² and Σ B² of each row in `squares` where that is not null. All of the
     // block's threads. Ends with a barrier: the stages are free, and the squares can be read.
     template <bool SQUARES, class A, class B>
-    __device__ static void multiply(Sums &acc, A a, B b, i64 depth, Stages &stages, T (*squares)[2][TILE]) {
+    __device__ static void multiply(Sums &acc, A a, B b, i64 depth, Stages &stages, T (*squares)[SQUARE_PARTS][TILE]) {
 #pragma unroll
         for (int e = 0; e < TILE * TILE / THREADS; e++) acc.at[e] = T(0);
         int steps = int((depth + STEP - 1) / STEP);

@@ -34,6 +34,7 @@ struct Launch {
     matrix_conflicts: u64,
     local_accesses: u64,
     mma_flop: u64,
+    thread_instructions: u64,
     memory: u64,
 }
 
@@ -52,6 +53,7 @@ struct Step {
     matrix_conflicts: u64,
     local_accesses: u64,
     mma_flop: u64,
+    instructions: u64,
     /// Device memory at the launch that found most
     memory: u64,
 }
@@ -100,6 +102,7 @@ impl Counters {
             matrix_conflicts: sum(|l| l.matrix_conflicts),
             local_accesses: sum(|l| l.local_accesses),
             mma_flop: sum(|l| l.mma_flop),
+            instructions: sum(|l| l.thread_instructions),
             memory: launches.iter().map(|l| l.memory).max().unwrap_or(0),
         })
     }
@@ -131,6 +134,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
         (64, 100, 64, DType::BF16, false),
         (64, 100, 64, DType::F16, false),
         (256, 1000, 512, DType::F32, false),
+        (256, 1000, 512, DType::BF16, false),
         (256, 1000, 2048, DType::F32, true),
         (256, 1000, 2048, DType::BF16, false),
         (256, 1000, 2048, DType::F16, false),
@@ -177,11 +181,15 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
             };
             assert!(ratio <= limit, "{name} {n} {c} {d} {dtype:?}: {ratio}");
             let pad = |count: usize, to: usize| count.next_multiple_of(to) as u64;
-            // Logits by steps of 64; f16's gradients, in TF32, by steps of 16.
-            let product = |m: usize, n: usize, k: usize, step: usize| 2 * pad(m, 64) * pad(n, 64) * pad(k, step);
-            let step_of_gradients = if dtype == DType::F16 { 16 } else { 64 };
-            let logits = product(n, c, d, 64) * if streaming { 2 } else { 1 };
-            let gradients = product(n, d, c, step_of_gradients) + product(c, d, n, step_of_gradients);
+            // Tiles of cosines and of gradients; f16's gradients are in TF32, by steps of 16, the other products by steps of 64.
+            let tile = if 4 * n.div_ceil(128) * c.div_ceil(128) * d.div_ceil(128) >= 132 { 128 } else { 64 };
+            let (contract_tile, step_of_gradients) = if dtype == DType::F16 { (64, 16) } else { (tile, 64) };
+            let product = |m, n, k, tile, step| 2 * pad(m, tile) * pad(n, tile) * pad(k, step);
+            // Squares, on the diagonals of products of 16 rows with themselves, are a fourth of a wide tile's, a half of another's.
+            let logits = product(n, c, d, tile, 64);
+            let logits = logits + logits / if tile == 128 { 4 } else { 2 } + if streaming { logits } else { 0 };
+            let gradients =
+                product(n, d, c, contract_tile, step_of_gradients) + product(c, d, n, contract_tile, step_of_gradients);
             assert_eq!(
                 step.mma_flop,
                 if dtype == DType::F32 { 0 } else { logits + gradients },
@@ -189,15 +197,17 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
             );
             if d == 2048 && dtype != DType::F32 {
                 // Every byte of an operand of a tile's product comes by an access of 16 bytes, and nothing else does; g's tiles are padded.
-                let (row_tiles, class_tiles, d_tiles) = (n.div_ceil(64), c.div_ceil(64), d.div_ceil(64));
+                let x_and_w = |tile: usize| 2 * d * (n * c.div_ceil(tile) + c * n.div_ceil(tile));
+                let (class_tiles, d_tiles) = (c.div_ceil(contract_tile), d.div_ceil(contract_tile));
                 let of_g = if dtype == DType::F16 { 4 } else { 2 };
-                let x_and_w = 2 * d * (n * class_tiles + c * row_tiles);
                 // The last copy of a row of bf16's g is one of 16 bytes, too; f16's, whose g is added up in TF32, comes by single values.
                 let row_of_g = if dtype == DType::F16 { c } else { c.next_multiple_of(8) };
-                let g = of_g * d_tiles * n * (row_of_g + 64 * class_tiles);
-                let operands = x_and_w * if streaming { 3 } else { 2 } + g;
+                let g = of_g * d_tiles * n * (row_of_g + contract_tile * class_tiles);
+                let of_projections = 2 * d * (n + c);
+                let operands =
+                    x_and_w(tile) * if streaming { 2 } else { 1 } + x_and_w(contract_tile) + g + of_projections;
                 assert_eq!(step.wide_read, operands as u64, "{name} {n} {c} {d} {dtype:?}: operands by 16 bytes");
-                // The rest: labels and norms' scales, which eight threads side by side share, once a chunk; a gradient's own row of X or W.
+                // The rest: labels, norms, states; and parts of sums that are split.
                 let narrow = step.narrow_read as f64 / operands as f64;
                 println!(
                     "{name} {n} {c} {d} {dtype:?}: narrow reads are {:.1} % of the operands' bytes",
@@ -269,10 +279,10 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
              DBM-BS, loss and both gradients, on the emulated device (H100's limits): kernel launches beside products by cuBLAS, which count with the least bytes\n\
              that they can move; bytes that warps asked of global memory, and distinct sectors that each launch touched (a read and a write of one sector are two), over the\n\
              compulsory X + W + dX + dW. Conflicts are shared-memory wavefronts beyond the first, those of matrix loads apart; memory is what was in use\n\
-             at the launch that found most, inputs and gradients included. At D = 512 there are fewer tiles of dX than places for blocks: its sums are split, and the parts, written and\n\
+             at the launch that found most, inputs and gradients included; instructions are of threads. At D = 512 there are fewer tiles of dX than places for blocks: its sums are split, and the parts, written and\n\
              read once, add 0.8. Written and checked by `tests/figures.rs`.\n\n\
-             | N | C | D | type | | launches | cuBLAS | requested | distinct | bank conflicts | of ldmatrix | mma flop / 2NCD | MB |\n\
-             |---:|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+             | N | C | D | type | | launches | cuBLAS | requested | distinct | bank conflicts | of ldmatrix | mma flop / 2NCD | MB | M instructions |\n\
+             |---:|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         );
         // Lines of what was not run stay as they are.
         let same = |a: &str, b: &str| cells(a).get(..5) == cells(b).get(..5);
@@ -317,7 +327,7 @@ fn cells(line: &str) -> Vec<&str> {
 fn row(n: usize, c: usize, d: usize, dtype: DType, name: &str, step: &Step, compulsory: u64) -> String {
     let ratio = |bytes: u64| format!("{:.2}", bytes as f64 / compulsory as f64);
     format!(
-        "| {n} | {c} | {d} | {} | {name} | {} | {} | {} | {} | {} | {} | {:.2} | {:.2} |",
+        "| {n} | {c} | {d} | {} | {name} | {} | {} | {} | {} | {} | {} | {:.2} | {:.2} | {:.2} |",
         dtype.as_str(),
         step.launches,
         step.products,
@@ -326,7 +336,8 @@ fn row(n: usize, c: usize, d: usize, dtype: DType, name: &str, step: &Step, comp
         two_digits(step.bank_conflicts),
         step.matrix_conflicts,
         step.mma_flop as f64 / (2 * n * c * d) as f64,
-        step.memory as f64 / 1e6
+        step.memory as f64 / 1e6,
+        step.instructions as f64 / 1e6
     )
 }
 

@@ -97,18 +97,11 @@ pub(super) fn with_call<R>(
         } as i32,
         ..Default::default()
     };
-    let kind = Kind::of(problem);
-    work(&mut Call {
-        problem,
-        device,
-        stream: &stream,
-        kind,
-        sizes: sizes(problem, kind),
-        limits: limits(&stream)?,
-        one,
-        budget: problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES),
-        arguments,
-    })
+    let limits = limits(&stream)?;
+    let budget = problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES);
+    let kind = Kind::of(problem, &limits, budget);
+    let sizes = sizes(problem, kind);
+    work(&mut Call { problem, device, stream: &stream, kind, sizes, limits, one, budget, arguments })
 }
 
 /// A chunk as the kernels take it, with its parts of the workspace.

@@ -57,3 +57,21 @@ pub(super) fn allow_shared(function: &CudaFunction, limits: &Limits, wanted: usi
     function.set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most as i32).w()?;
     Ok(true)
 }
+
+/// `config` with `shared` bytes of dynamic shared memory, which the function is allowed; an error where the device has less for a block.
+pub(super) fn with_shared(
+    function: &CudaFunction,
+    limits: &Limits,
+    config: LaunchConfig,
+    shared: usize,
+) -> Result<LaunchConfig> {
+    // What every block may have takes no leave.
+    const USUAL: usize = 40 << 10;
+    if shared > USUAL && !allow_shared(function, limits, shared)? {
+        let most = limits.shared_a_block;
+        return Err(Error::Input(format!(
+            "a block of the device has {most} bytes of shared memory, the kernels need {shared}"
+        )));
+    }
+    Ok(LaunchConfig { shared_mem_bytes: shared as u32, ..config })
+}

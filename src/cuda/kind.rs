@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::params;
-use super::plan::{KindSizes, Sizes};
+use super::plan::{Fused, KindSizes, Limits, Sizes, TILE, WIDE_TILE};
 use crate::problem::Problem;
 
 /// The types that sums are in.
@@ -31,7 +31,7 @@ impl Accumulator for f64 {
     const SIN_FLOOR: f64 = 1.4901161193847656e-8; // √ε
 }
 
-/// How a problem's products are made: `OnFma`, `OnTf32` and `OnTensorCores` in rows.cuh.
+/// How a problem's products are made: `OnFma`, `OnTf32` and `OnTensorCores` in kind.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kind {
     pub x: DType,
@@ -44,13 +44,15 @@ pub(super) enum Products {
     Fma,
     Tf32,
     TensorCores,
+    /// By tiles of 128
+    Wide,
 }
 
 impl Kind {
     /// Fewer dimensions are not worth a step of 64: padding would be most of it.
     const LEAST_DIMENSIONS: usize = 16;
 
-    pub fn of(problem: &Problem) -> Self {
+    pub fn of(problem: &Problem, limits: &Limits, budget: usize) -> Self {
         let (x, w) = (problem.features.dtype(), problem.weight.dtype());
         let wide = problem.d >= Self::LEAST_DIMENSIONS;
         let by = match (x, w) {
@@ -60,7 +62,18 @@ impl Kind {
             (_, DType::F32) if wide && gemm_reduced_precision_f32() => Products::Tf32,
             _ => Products::Fma,
         };
-        Self { x, w, by }
+        let narrow = Self { x, w, by };
+        if by != Products::TensorCores {
+            return narrow;
+        }
+        let wide = Self { by: Products::Wide, ..narrow };
+        let fits = |kind: Self| {
+            let sizes = sizes(problem, kind);
+            !problem.params().streaming && Fused::new(&sizes, limits, &kind.sizes(), budget, true, true).is_some()
+        };
+        // One launch before wide tiles.
+        let is_wide = sizes(problem, wide).are_wide(limits, &wide.sizes()) && (fits(wide) || !fits(narrow));
+        if is_wide { wide } else { narrow }
     }
 
     /// What its kernels' names end with.
@@ -71,6 +84,7 @@ impl Kind {
             Products::Fma => types,
             Products::Tf32 => format!("{types}_tf32"),
             Products::TensorCores => format!("{types}_tensor"),
+            Products::Wide => format!("{types}_wide"),
         }
     }
 
@@ -78,18 +92,35 @@ impl Kind {
     pub fn g(self) -> usize {
         match (self.x, self.by) {
             (DType::F64, _) => 8,
-            (DType::BF16, Products::TensorCores) => 2,
+            (DType::BF16, Products::TensorCores | Products::Wide) => 2,
             _ => 4,
         }
     }
 
-    /// What its kernels take: `Kind::STEP_SHARED` in rows.cuh, and the sizes that params.h has.
+    /// Sides of its tiles: of cosines, of a contraction. f16's gradients are contracted in TF32.
+    fn tiles(self) -> (usize, usize) {
+        match (self.x, self.by) {
+            (DType::F16, Products::Wide) => (WIDE_TILE, TILE),
+            (_, Products::Wide) => (WIDE_TILE, WIDE_TILE),
+            _ => (TILE, TILE),
+        }
+    }
+
+    /// What its kernels take: `Kind::STEP_SHARED` and `Kind::CONTRACT_SHARED` in kind.cuh, and the sizes that params.h has.
     pub fn sizes(self) -> KindSizes {
         let shared = match (self.x, self.by) {
             (DType::F64, _) => params::MARGIN_LOSS_STEP_SHARED_F64,
             (_, Products::Fma) => params::MARGIN_LOSS_STEP_SHARED_F32,
             (_, Products::Tf32) => params::MARGIN_LOSS_STEP_SHARED_TF32,
             (_, Products::TensorCores) => params::MARGIN_LOSS_STEP_SHARED_TENSOR,
+            (_, Products::Wide) => params::MARGIN_LOSS_STEP_SHARED_WIDE,
+        };
+        let contract_shared = match (self.x, self.by) {
+            (DType::F64, _) => params::MARGIN_LOSS_CONTRACT_SHARED_F64,
+            (_, Products::Fma) => params::MARGIN_LOSS_CONTRACT_SHARED_F32,
+            (DType::F16, _) | (_, Products::Tf32) => params::MARGIN_LOSS_CONTRACT_SHARED_TF32,
+            (_, Products::TensorCores) => params::MARGIN_LOSS_CONTRACT_SHARED_TENSOR,
+            (_, Products::Wide) => params::MARGIN_LOSS_CONTRACT_SHARED_WIDE,
         };
         let (statistics, row_state, norm) = match self.x {
             DType::F64 => (f64::STATISTICS, f64::ROW_STATE, f64::NORM),
@@ -97,6 +128,7 @@ impl Kind {
         };
         KindSizes {
             shared: shared as usize,
+            contract_shared: contract_shared as usize,
             statistics,
             row_state,
             norm,
@@ -108,6 +140,7 @@ impl Kind {
 /// A problem's sizes as the plans take them.
 pub(super) fn sizes(problem: &Problem, kind: Kind) -> Sizes {
     let bytes = |tensor: &Tensor| tensor.dtype().size_in_bytes();
+    let (tile, contract_tile) = kind.tiles();
     Sizes {
         n: problem.n,
         c: problem.c,
@@ -116,5 +149,7 @@ pub(super) fn sizes(problem: &Problem, kind: Kind) -> Sizes {
         w: bytes(problem.weight),
         g: kind.g(),
         sum: problem.accumulation_dtype().size_in_bytes(),
+        tile,
+        contract_tile,
     }
 }

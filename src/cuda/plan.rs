@@ -6,9 +6,12 @@ use super::params;
 
 pub(super) const TILE: usize = params::MARGIN_LOSS_TILE as usize;
 pub(super) const THREADS: u32 = params::MARGIN_LOSS_THREADS;
+/// Of the wide kinds.
+pub(super) const WIDE_TILE: usize = params::MARGIN_LOSS_WIDE_TILE as usize;
 /// k that a sum is split by: `split_of` in contract.cuh.
-const STEP: usize = TILE;
-/// A split of a sum has at least this many steps: with fewer, its first loads and its partial sums are most of its time.
+const STEP: usize = params::MARGIN_LOSS_STEP as usize;
+/// A split of a sum has at least this many steps of a tile of 64, and of a wide one twice as many: with fewer, its first loads and its partial
+/// sums are most of its time.
 const LEAST_STEPS: usize = 4;
 /// Blocks that one multiprocessor is to have: two hide each other's barriers.
 const BLOCKS_A_MULTIPROCESSOR: usize = 2;
@@ -44,32 +47,59 @@ pub(super) struct Sizes {
     pub w: usize,
     pub g: usize,
     pub sum: usize,
+    /// Rows and classes of a tile of cosines; rows or classes, and dimensions, of a tile of a gradient.
+    pub tile: usize,
+    pub contract_tile: usize,
 }
 
 impl Sizes {
     fn row_tiles(&self) -> usize {
-        self.n.div_ceil(TILE)
+        self.n.div_ceil(self.tile)
     }
 
     fn class_tiles(&self) -> usize {
-        self.c.div_ceil(TILE)
+        self.c.div_ceil(self.tile)
     }
 
-    fn d_tiles(&self) -> usize {
-        self.d.div_ceil(TILE)
+    /// Products of cubes of `side`.
+    fn cubes(&self, side: usize) -> usize {
+        self.n.div_ceil(side) * self.c.div_ceil(side) * self.d.div_ceil(side)
     }
 
     /// So few products that one block is to make them all.
     fn are_one_blocks(&self, kind: &KindSizes) -> bool {
-        self.row_tiles() * self.class_tiles() * self.d_tiles() <= kind.alone
+        self.cubes(TILE) <= kind.alone
+    }
+
+    /// Whether tiles of 128 are to be taken: their products are half as many bytes and a third as many instructions, but they must be enough for
+    /// the device to have work everywhere. By arithmetic, not measured: with one cube of 128 for every fourth multiprocessor the bytes that are
+    /// saved outweigh the multiprocessors that wait. A tile of which more than half would be padding is none.
+    pub fn are_wide(&self, limits: &Limits, kind: &KindSizes) -> bool {
+        self.n > TILE
+            && self.c > TILE
+            && 4 * self.cubes(WIDE_TILE) >= limits.multiprocessors
+            && !self.are_one_blocks(kind)
+            && limits.fit(1, params::MARGIN_LOSS_STEP_SHARED_WIDE as usize)
+    }
+
+    /// Rounded up to whole tiles.
+    fn pad(&self, count: usize) -> usize {
+        count.next_multiple_of(self.tile)
+    }
+
+    /// The largest multiple of the tile that `room` bytes hold at `each` bytes; 0 if not one.
+    fn tiles_in(&self, room: usize, each: usize) -> usize {
+        room / each.max(1) / self.tile * self.tile
     }
 }
 
 /// What a kind of kernel takes, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct KindSizes {
-    /// Shared memory of a block that goes from cosines to gradients: beside the cosines that fused_step keeps, the g that stream_backward does
+    /// Dynamic shared memory of a block with cosines, and gradients after them: beside the cosines that fused_step keeps, the g that
+    /// stream_backward does; and of one with a contraction alone
     pub shared: usize,
+    pub contract_shared: usize,
     /// One row's statistics and state, one class's norm
     pub statistics: usize,
     pub row_state: usize,
@@ -165,11 +195,12 @@ impl Fused {
         if !limits.cooperative {
             return None;
         }
-        let (class_tiles, d_tiles) = (sizes.class_tiles(), sizes.d_tiles());
+        let class_tiles = sizes.class_tiles();
         let tiles = sizes.row_tiles() * class_tiles;
-        let values = TILE * params::MARGIN_LOSS_VALUES_ROW as usize * sizes.sum;
+        // A block's last cosines stay where its operands were.
+        let kept = |tiles: usize| tiles.saturating_sub(1) * sizes.tile * sizes.tile * sizes.sum;
         // One block has all rows' statistics at once.
-        if let Some(Alone { chunk, workspace, shared }) = Alone::behind(tiles * values, sizes, limits, kind, dx, dw) {
+        if let Some(Alone { chunk, workspace, shared }) = Alone::behind(kept(tiles), sizes, limits, kind, dx, dw) {
             let partials = shared;
             let rows = partials + align(sizes.n * kind.statistics);
             let class_norms = rows + align(sizes.n * kind.row_state);
@@ -189,13 +220,11 @@ impl Fused {
         }
         let plan = Backward::new(sizes, limits, budget, dx, dw);
         let [chunk] = &plan.chunks[..] else { return None };
-        let contractions = d_tiles
-            * (if dx { sizes.row_tiles() * chunk.dx_splits } else { 0 }
-                + if dw { class_tiles * chunk.dw_splits } else { 0 });
+        let contractions = chunk.contract_blocks(sizes);
         // As many blocks a multiprocessor as there is room for: they hide each other's waiting.
         (1..=params::MARGIN_LOSS_STEP_BLOCKS as usize).rev().find_map(|blocks_a_multiprocessor| {
             let blocks = (blocks_a_multiprocessor * limits.multiprocessors).min(tiles.max(contractions));
-            let shared = kind.shared + tiles.div_ceil(blocks) * values;
+            let shared = kind.shared + kept(tiles.div_ceil(blocks));
             // Of a row tile, no more parts than it has class tiles.
             let bytes = plan.bytes() + align(class_tiles * sizes.n * kind.statistics);
             (limits.fit(blocks_a_multiprocessor, shared) && bytes <= budget).then(|| Self {
@@ -226,6 +255,21 @@ pub(super) struct Chunk {
     pub memory: Memory,
     /// Tiles that are split
     pub arrivals: usize,
+}
+
+impl Chunk {
+    /// Blocks of stream_gradient: tiles of cosines.
+    pub fn gradient_blocks(&self, sizes: &Sizes) -> usize {
+        self.rows.len().div_ceil(sizes.tile) * self.classes.len().div_ceil(sizes.tile)
+    }
+
+    /// Blocks of stream_contract: tiles of dX and of dW, by their splits.
+    pub fn contract_blocks(&self, sizes: &Sizes) -> usize {
+        let tiles = |count: usize| count.div_ceil(sizes.contract_tile);
+        let dx_blocks = if self.dx { tiles(self.rows.len()) * self.dx_splits } else { 0 };
+        let dw_blocks = if self.dw { tiles(self.classes.len()) * self.dw_splits } else { 0 };
+        tiles(sizes.d) * (dx_blocks + dw_blocks)
+    }
 }
 
 /// Parts of the workspace, in bytes.
@@ -264,10 +308,10 @@ impl Backward {
         }
         let room = budget - budget / 4; // a quarter is for split sums
         let dots = sum * sizes.row_tiles(); // of one class
-        let whole = pad(c) * (g * n + if dw { dots } else { 0 }) <= room;
+        let whole = sizes.pad(c) * (g * n + if dw { dots } else { 0 }) <= room;
         // dX of a half type is rounded once: chunks of classes need its sums beside it.
         let dx_sums = if dx && sizes.x < sum { sum * n * d } else { 0 };
-        let classes = tiles_in(room.saturating_sub(dx_sums), g * n + dots);
+        let classes = sizes.tiles_in(room.saturating_sub(dx_sums), g * n + dots);
         if whole {
             plan.add(sizes, limits, budget, 0..n, 0..c, dx, dw);
         } else if classes > 0 && (!dx || dx_sums <= room / 2) {
@@ -277,12 +321,16 @@ impl Backward {
         } else {
             if dw {
                 let dw_sums = if sizes.w < sum { sum * d } else { 0 };
-                let classes = match tiles_in(room, g * n + dots) {
-                    0 => tiles_in(room, g * 8 * TILE + dots + dw_sums).max(TILE),
+                let classes = match sizes.tiles_in(room, g * n + dots) {
+                    0 => sizes.tiles_in(room, g * 8 * sizes.tile + dots + dw_sums).max(sizes.tile),
                     all_rows => all_rows,
                 };
                 let rest = room.saturating_sub(classes * (dots + dw_sums));
-                let rows = if classes * (g * n + dots) <= room { n } else { tiles_in(rest, g * classes).max(TILE) };
+                let rows = if classes * (g * n + dots) <= room {
+                    n
+                } else {
+                    sizes.tiles_in(rest, g * classes).max(sizes.tile)
+                };
                 for classes in chunks(c, classes) {
                     for rows in chunks(n, rows) {
                         plan.add(sizes, limits, budget, rows, classes.clone(), false, true);
@@ -291,12 +339,13 @@ impl Backward {
             }
             if dx {
                 let dx_sums = if sizes.x < sum { sum * d } else { 0 };
-                let rows = match tiles_in(room, g * pad(c)) {
-                    0 => tiles_in(room, g * 8 * TILE + dx_sums).max(TILE),
+                let rows = match sizes.tiles_in(room, g * sizes.pad(c)) {
+                    0 => sizes.tiles_in(room, g * 8 * sizes.tile + dx_sums).max(sizes.tile),
                     all_classes => all_classes,
                 };
                 let rest = room.saturating_sub(rows * dx_sums);
-                let classes = if rows * g * pad(c) <= room { c } else { tiles_in(rest, g * rows).max(TILE) };
+                let classes =
+                    if rows * g * sizes.pad(c) <= room { c } else { sizes.tiles_in(rest, g * rows).max(sizes.tile) };
                 for rows in chunks(n, rows) {
                     for classes in chunks(c, classes) {
                         plan.add(sizes, limits, budget, rows.clone(), classes, true, false);
@@ -318,14 +367,14 @@ impl Backward {
         dx: bool,
         dw: bool,
     ) {
-        let &Sizes { n, c, d, x, w, g, sum } = sizes;
-        let d_tiles = d.div_ceil(TILE);
-        let dw_tiles = if dw { classes.len().div_ceil(TILE) * d_tiles } else { 0 };
-        let dx_tiles = if dx { rows.len().div_ceil(TILE) * d_tiles } else { 0 };
+        let &Sizes { n, c, d, x, w, g, sum, contract_tile, .. } = sizes;
+        let d_tiles = d.div_ceil(contract_tile);
+        let dw_tiles = if dw { classes.len().div_ceil(contract_tile) * d_tiles } else { 0 };
+        let dx_tiles = if dx { rows.len().div_ceil(contract_tile) * d_tiles } else { 0 };
         let (dw_steps, dx_steps) = (rows.len().div_ceil(STEP), classes.len().div_ceil(STEP));
         let blocks = BLOCKS_A_MULTIPROCESSOR * limits.multiprocessors;
-        let steps = ((dw_tiles * dw_steps + dx_tiles * dx_steps) / blocks).max(LEAST_STEPS);
-        let sums = TILE * TILE * sum;
+        let steps = ((dw_tiles * dw_steps + dx_tiles * dx_steps) / blocks).max(LEAST_STEPS * contract_tile / TILE);
+        let sums = contract_tile * contract_tile * sum;
         // What is left of the quarter for split sums, each gradient half of it.
         let splits = |tiles: usize, own: usize| {
             let room = budget / 8 / (sums * tiles).max(1);
@@ -335,7 +384,7 @@ impl Backward {
         // Tiles that are not split have no partial sums and no counter.
         let split = |tiles: usize, splits: usize| if splits > 1 { (tiles * splits * sums, tiles) } else { (0, 0) };
         let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
-        let stride = pad(classes.len());
+        let stride = sizes.pad(classes.len());
         let memory = Memory {
             g: rows.len() * stride * g,
             class_dots: if dw { sizes.row_tiles() * stride * sum } else { 0 },
@@ -353,19 +402,9 @@ impl Backward {
     }
 }
 
-/// Rounded up to whole tiles.
-fn pad(count: usize) -> usize {
-    count.next_multiple_of(TILE)
-}
-
 /// Rounded up so that what follows is aligned for every access.
 pub(super) fn align(bytes: usize) -> usize {
     bytes.next_multiple_of(256)
-}
-
-/// The largest multiple of the tile that `room` bytes hold at `each` bytes; 0 if not one.
-fn tiles_in(room: usize, each: usize) -> usize {
-    room / each.max(1) / TILE * TILE
 }
 
 fn chunks(all: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
@@ -387,6 +426,7 @@ mod tests {
         Limits { multiprocessors: 16, shared_a_block: 99 << 10, shared_a_multiprocessor: 100 << 10, cooperative: true };
     const TENSOR: KindSizes = KindSizes {
         shared: params::MARGIN_LOSS_STEP_SHARED_TENSOR as usize,
+        contract_shared: params::MARGIN_LOSS_CONTRACT_SHARED_TENSOR as usize,
         statistics: 32,
         row_state: 40,
         norm: 8,
@@ -397,7 +437,7 @@ mod tests {
 
     fn sizes(n: usize, c: usize, d: usize, x: usize, w: usize) -> Sizes {
         let sum = if x == 8 { 8 } else { 4 };
-        Sizes { n, c, d, x, w, g: if x == w { x } else { sum }, sum }
+        Sizes { n, c, d, x, w, g: if x == w { x } else { sum }, sum, tile: TILE, contract_tile: TILE }
     }
 
     /// Every element of either gradient gets every one of its terms once, in order, and the memory stays in the budget.
@@ -486,9 +526,9 @@ mod tests {
                     continue;
                 };
                 let tiles = n.div_ceil(TILE) * c.div_ceil(TILE);
-                let tile = 4 * TILE * params::MARGIN_LOSS_VALUES_ROW as usize;
+                let tile = 4 * TILE * TILE;
                 assert!(plan.blocks <= plan.blocks_a_multiprocessor * limits.multiprocessors);
-                assert!((plan.shared - TENSOR.shared) / tile * plan.blocks >= tiles, "{sizes:?} {plan:?}");
+                assert!((1 + (plan.shared - TENSOR.shared) / tile) * plan.blocks >= tiles, "{sizes:?} {plan:?}");
                 assert!(plan.shared + 2048 <= limits.shared_a_block);
                 assert!(plan.blocks_a_multiprocessor * (plan.shared + 3072) <= limits.shared_a_multiprocessor);
                 assert_eq!(plan.states.is_some(), tiles <= 2, "{sizes:?} is one block's");
@@ -500,7 +540,7 @@ mod tests {
         let usual = sizes(256, 8142, 2048, 2, 2);
         assert_eq!(Fused::new(&usual, &H100, &TENSOR, 2 * MIB, true, true), None, "no room for g");
         // A block alone whose shared memory would not hold what it keeps is as many blocks as any other.
-        let tiny = Limits { shared_a_block: 56 << 10, ..SMALL };
+        let tiny = Limits { shared_a_block: 64 << 10, ..SMALL };
         let plan = Fused::new(&sizes(64, 100, 64, 2, 2), &tiny, &TENSOR, 16 * MIB, true, true).unwrap();
         assert!(plan.blocks > 1 && plan.states.is_none(), "{plan:?}");
     }
@@ -513,7 +553,7 @@ mod tests {
             let plan = Fused::new(&sizes, &H100, &TENSOR, 16 * MIB, true, true).unwrap();
             let (rows, class_norms) = plan.states.unwrap();
             let tiles = n.div_ceil(TILE) * c.div_ceil(TILE);
-            assert!(plan.workspace >= TENSOR.shared + tiles * 4 * TILE * params::MARGIN_LOSS_VALUES_ROW as usize);
+            assert!(plan.workspace >= TENSOR.shared + (tiles - 1) * 4 * TILE * TILE);
             assert_eq!(plan.partials - plan.workspace, plan.chunk.memory.bytes());
             assert!(rows - plan.partials >= n * TENSOR.statistics && class_norms - rows >= n * TENSOR.row_state);
             assert!(plan.shared - class_norms >= c * TENSOR.norm);
@@ -545,7 +585,7 @@ mod tests {
                             assert_eq!((chunk.rows, chunk.classes, chunk.dx, chunk.dw), (0..n, 0..c, dx, dw));
                             assert_eq!((chunk.dx_splits, chunk.dw_splits, chunk.arrivals), (1, 1, 0));
                             // g, and dots where dW is wanted, beside the tiles; nothing that outlives the launch.
-                            let stride = pad(c) + 16 / g;
+                            let stride = sizes.pad(c) + 16 / g;
                             let dots = if dw { n.div_ceil(TILE) * stride * 4 } else { 0 };
                             let of_g = n * stride * g;
                             assert_eq!(chunk.stride, stride);

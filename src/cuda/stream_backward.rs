@@ -4,9 +4,9 @@ use candle_core::cuda_backend::WrapErr;
 use cudarc::driver::{DevicePtrMut, LaunchConfig, PushKernelArg};
 
 use super::call::{Call, chunk_arguments};
-use super::device::{Module, allow_shared, config};
+use super::device::{Module, allow_shared, config, with_shared};
 use super::memory::{counters, with_gradients};
-use super::plan::{Alone, Backward, Chunk, TILE};
+use super::plan::{Alone, Backward, Chunk};
 use crate::error::Result;
 use crate::problem::Gradients;
 
@@ -66,16 +66,17 @@ fn launch_chunk(call: &Call, chunk: &Chunk, workspace: u64) -> Result<()> {
     let arrivals = arrivals.as_mut().map(|arrivals| arrivals.device_ptr_mut(call.stream));
     let address = arrivals.as_ref().map_or(0, |(address, _)| *address);
     let arguments = chunk_arguments(&call.arguments, &call.sizes, chunk, workspace, address);
-    let (row_tiles, class_tiles) = (chunk.rows.len().div_ceil(TILE), chunk.classes.len().div_ceil(TILE));
-    let d_tiles = call.sizes.d.div_ceil(TILE);
-    let dw_blocks = if chunk.dw { class_tiles * d_tiles * chunk.dw_splits } else { 0 };
-    let dx_blocks = if chunk.dx { row_tiles * d_tiles * chunk.dx_splits } else { 0 };
-    for (kernel, blocks) in [("stream_gradient", row_tiles * class_tiles), ("stream_contract", dw_blocks + dx_blocks)] {
+    let kind = call.kind.sizes();
+    for (kernel, blocks, shared) in [
+        ("stream_gradient", chunk.gradient_blocks(&call.sizes), kind.shared),
+        ("stream_contract", chunk.contract_blocks(&call.sizes), kind.contract_shared),
+    ] {
         let function = MODULE.function(call.device, kernel, call.kind)?;
+        let config = with_shared(&function, &call.limits, config(blocks)?, shared)?;
         let mut builder = call.stream.launch_builder(&function);
         builder.arg(&call.arguments).arg(&arguments);
         // SAFETY: the addresses are of live memory of the sizes that params.h states, the workspace being as large as the plan says.
-        unsafe { builder.launch(config(blocks)?) }.w()?;
+        unsafe { builder.launch(config) }.w()?;
     }
     Ok(())
 }

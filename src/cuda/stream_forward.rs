@@ -4,7 +4,7 @@ use candle_core::cuda_backend::WrapErr;
 use cudarc::driver::{DevicePtrMut, PushKernelArg};
 
 use super::call::Call;
-use super::device::{Module, config};
+use super::device::{Module, config, with_shared};
 use super::memory::counters;
 use super::plan::Forward;
 use crate::error::Result;
@@ -31,9 +31,10 @@ pub(super) fn stream_forward(call: &mut Call) -> Result<()> {
     call.arguments.splits = plan.splits as i64;
 
     let function = MODULE.function(call.device, "stream_forward", call.kind)?;
+    let config = with_shared(&function, &call.limits, config(plan.row_tiles * plan.splits)?, kind.shared)?;
     let mut builder = call.stream.launch_builder(&function);
     builder.arg(&call.arguments);
     // SAFETY: the call's addresses are of live memory of the sizes that params.h states; the grid is the plan's.
-    unsafe { builder.launch(config(plan.row_tiles * plan.splits)?) }.w()?;
+    unsafe { builder.launch(config) }.w()?;
     Ok(())
 }

@@ -24,8 +24,12 @@ MODULES = ["stream_forward", "stream_backward", "fused_step", "scale"]
 KINDS = """ENTRY(f32, margin_loss::OnFma<float, float>)
 ENTRY(bf16, margin_loss::OnFma<__nv_bfloat16, __nv_bfloat16>)
 ENTRY(f16, margin_loss::OnFma<__half, __half>)
-ENTRY(bf16_tensor, margin_loss::OnTensorCores<__nv_bfloat16, margin_loss::Mma<__nv_bfloat16>>)
-ENTRY(f16_tensor, margin_loss::OnTensorCores<__half, margin_loss::Tf32>)
+ENTRY(bf16_tensor, margin_loss::OnTensorCores<__nv_bfloat16, 64>)
+ENTRY(f16_tensor, margin_loss::OnTensorCores<__half, 64>)
+#ifndef NARROW
+ENTRY(bf16_wide, margin_loss::OnTensorCores<__nv_bfloat16, 128>)
+ENTRY(f16_wide, margin_loss::OnTensorCores<__half, 128>)
+#endif
 #undef ENTRY
 """
 
@@ -35,13 +39,13 @@ MUTANTS = [
     # barriers of a block
     ("tile.cuh", SYNC, "", 0), ("tile.cuh", SYNC, "", 1), ("tile.cuh", SYNC, "", 2),
     ("mma.cuh", SYNC, "", 0), ("mma.cuh", SYNC, "", 1), ("mma.cuh", SYNC, "", 2),
-    ("cosines.cuh", "if (!__syncthreads_or(!plain)) return;", "if (plain) return;", 0),
-    ("cosines.cuh", SYNC, "", 0), ("cosines.cuh", SYNC, "", 1), ("cosines.cuh", SYNC, "", 2), ("cosines.cuh", SYNC, "", 3), ("finish.cuh", SYNC, "", 0),
+    ("cosines.cuh", "if (!__syncthreads_or(!all_plain)) return;", "if (all_plain) return;", 0),
+    ("cosines.cuh", SYNC, "", 0), ("cosines.cuh", SYNC, "", 1), ("finish.cuh", SYNC, "", 0),
     ("common.cuh", SYNC, "", 0), ("common.cuh", SYNC, "", 1), ("common.cuh", SYNC, "", 2), ("common.cuh", SYNC, "", 3),
     ("gradient.cuh", SYNC, "", 0), ("gradient.cuh", SYNC, "", 1), ("contract.cuh", SYNC, "", 0), ("contract.cuh", SYNC, "", 1),
     ("stream_forward.cu", SYNC, "", 0), ("stream_forward.cu", SYNC, "", 1),
     ("stream_backward.cu", SYNC, "", 0),
-    ("fused_step.cu", SYNC, ";", 0), ("fused_step.cu", SYNC, "", 1), ("fused_step.cu", SYNC, "", 2), ("fused_step.cu", SYNC, "", 3), ("fused_step.cu", SYNC, "", 4),
+    ("fused_step.cu", SYNC, "", 0), ("fused_step.cu", SYNC, ";", 1), *(("fused_step.cu", SYNC, "", nth) for nth in range(2, 7)),
     # of the grid, and fences
     ("fused_step.cu", "wait_for_all(); // every tile", "__syncthreads(); // every tile", 0),
     ("fused_step.cu", "wait_for_all(); // every row", "__syncthreads(); // every row", 0),
@@ -51,7 +55,16 @@ MUTANTS = [
     ("common.cuh", "== expected - 1", "== 0", 0),
     ("common.cuh", "if (expected == 1) return true;", "", 0), ("common.cuh", "if (expected == 1)", "if (expected <= 2)", 0),
     # copies in flight
-    ("mma.cuh", "wait_copies<1>();", "", 0), ("mma.cuh", "wait_copies<1>();", "wait_copies<2>();", 0),
+    ("mma.cuh", "wait_copies<STAGES - 2>();", "", 0), ("mma.cuh", "wait_copies<STAGES - 2>();", "wait_copies<STAGES - 1>();", 0),
+    ("mma.cuh", "commit_copies();\n            if constexpr", "if constexpr", 0), ("mma.cuh", "stage == 0 ? STAGES - 1 : stage - 1", "stage", 0),
+    ("mma.cuh", "step + STAGES - 1 < steps", "step + STAGES < steps", 0), ("mma.cuh", "!(step == 0 && partial)", "true", 0),
+    ("mma.cuh", "PLAIN && depth % STEP != 0", "false", 0), ("mma.cuh", "__syncwarp();", "", 0),
+    ("mma.cuh", "if (!__syncthreads_and(a.is_plain() && b.is_plain()))", "if (false)", 0), ("mma.cuh", "whole = whole && counts(share.row(i))", "whole = true", 0), ("mma.cuh", "bool plain = copies;", "bool plain = true;", 0),
+    ("mma.cuh", "bool plain = copies;", "bool plain = true;", 1), ("mma.cuh", "(!counts(r) || norms[r].scale == 1.f)", "true", 0),
+    ("mma.cuh", "plain && by.counts(k) && by.template norm<float>(k).scale == 1.f", "plain && by.counts(k)", 0),
+    ("mma.cuh", "plain && by.counts(k) && by.template norm<float>(k).scale == 1.f", "plain && by.template norm<float>(k).scale == 1.f", 0),
+    ("mma.cuh", "whole || counts(share.row(i)) ? 16 : 0", "16", 0), ("mma.cuh", "left >= CHUNK ? 16 : left > 0 ? left * int(sizeof(E)) : 0", "16", 0),
+    ("tile.cuh", "(half ^ row_part())", "half", 0), ("tile.cuh", "half = own / (SIDE / 2) ^ column_part()", "half = own / (SIDE / 2)", 0),
     ("mma.cuh", "commit_copies(); // an empty", "// an empty", 0),
     ("mma.cuh", "chunk ^ (row % 8)", "chunk ^ (row % 4)", 0),
     ("mma.cuh", "scale == 1.f && copies", "scale == 1.f", 0), ("mma.cuh", "scale == 1.f && copies", "copies", 0),
@@ -59,8 +72,8 @@ MUTANTS = [
     ("memory.cuh", "g_on_chip = of_chunk != nullptr", "g_on_chip = false", 0),
     ("tile.cuh", "__syncwarp();", "", 0),
     # masks
-    ("mma.cuh", "count >= CHUNK ? CHUNK : count > 0 ? int(count) : 0", "CHUNK", 0),
-    ("mma.cuh", "r < rows && k < depth &&", "k < depth &&", 0), ("mma.cuh", "r < rows && k < depth &&", "r < rows &&", 0),
+    ("mma.cuh", "count >= CHUNK ? CHUNK : count > 0 ? count : 0", "CHUNK", 0),
+    ("mma.cuh", "k < depth && counts(r)", "k < depth", 0), ("mma.cuh", "k < depth && counts(r)", "counts(r)", 0), ("mma.cuh", "r < rows && (mask", "(mask", 0),
     ("mma.cuh", "(mask == nullptr || mask[r] >= 0)", "true", 0),
     ("mma.cuh", "k < depth && m < width && by.counts(k)", "m < width && by.counts(k)", 0),
     ("mma.cuh", "k < depth && m < width && by.counts(k)", "k < depth && m < width", 0),
@@ -69,29 +82,30 @@ MUTANTS = [
     ("common.cuh", "if (aligned && count >= 8)", "if (aligned)", 0), ("common.cuh", "if (aligned && count >= 8)", "if (count >= 8)", 0),
     ("common.cuh", "i < count ?", "i <= count ?", 0),
     ("cosines.cuh", "row0 + r < call.n ? label_of(call, row0 + r) : BAD_LABEL", "label_of(call, row0 + r)", 0),
-    ("cosines.cuh", "call.options.prior != nullptr && class0 + j < call.c", "call.options.prior != nullptr", 0),
-    ("cosines.cuh", "if (j == target) continue;", "", 0), ("cosines.cuh", "if (j == target) {", "if (false) {", 0),
-    ("gradient.cuh", "value * of.inverse * class_inverse", "value * class_inverse", 0), ("contract.cuh", "if (NORMS_IN_G) sum *= norm.magnitude();", "", 0),
-    ("cosines.cuh", "call.c - class0 < TILE ? call.c - class0 : TILE", "TILE", 0),
-    ("gradient.cuh", "if (tile.labels[row] < 0) value = of.target;", "", 0), 
-    ("gradient.cuh", "if (column == tile.target_in(class0, row)) value = of.target;", "", 0),
-    ("contract.cuh", "if (!first) sum += sums[row * d + at];", "", 0), ("contract.cuh", "row < TILE && row < rows && at < d", "row < TILE && at < d", 0),
-    ("contract.cuh", "row < TILE && row < rows && at < d", "row < TILE && row < rows", 0),
-    ("contract.cuh", "if (counts && norm.projects())", "if (counts)", 0), ("contract.cuh", "if (counts && norm.projects())", "if (false)", 0),
+    ("cosines.cuh", "bool there = class0 + j < call.c;", "bool there = true;", 0),
+    ("cosines.cuh", "z[j] = is_target ? T(-INFINITY) :", "z[j] =", 0), ("cosines.cuh", "total += is_target ? T(0) : own;", "total += own;", 0),
+    ("gradient.cuh", "value *= inverses[j];", "", 0), ("contract.cuh", "if (NORMS_IN_G) sum[i] *= length;", "", 0),
+    ("cosines.cuh", "(column < classes)", "true", 0), ("cosines.cuh", "max == T(-INFINITY) ? T(0) : max", "max", 0),
+    ("gradient.cuh", "value = counts ? value : of.target;", "", 0), 
+    ("gradient.cuh", "value = j == target ? of.target : value;", "", 0), ("gradient.cuh", "if (row < rows) store", "store", 0),
+    ("contract.cuh", "if (!first) {", "if (false) {", 0), ("contract.cuh", "if (row >= rows || left <= 0) continue;", "if (left <= 0) continue;", 0),
+    ("contract.cuh", "if (row >= rows || left <= 0) continue;", "if (row >= rows) continue;", 0),
+    ("contract.cuh", "projects = counts && norm.projects()", "projects = counts", 0), ("contract.cuh", "projects = counts && norm.projects()", "projects = false", 0),
     # bounds
     ("tile.cuh", "i64(step + 1) * STEP), b.fetch(i64(step + 1) * STEP)", "i64(step + 1) * STEP), b.fetch(i64(step) * STEP)", 0),
     ("tile.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0), ("mma.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0),
     ("stream_forward.cu", "class_tiles * (split + 1) / call.splits", "class_tiles * (split + 1) / call.splits - (split > 0)", 0),
     ("stream_forward.cu", "other = 1; other < call.splits", "other = 2; other < call.splits", 0),
-    ("stream_forward.cu", "merge(row, merge_halves(of_tile));", "merge(row, of_tile);", 0),
-    ("contract.cuh", "(depth + TILE - 1) / TILE", "depth / TILE", 0), ("contract.cuh", "if (*end > depth) *end = depth;", "", 0),
+    ("stream_forward.cu", "class_tile == begin", "true", 0), ("cosines.cuh", "part < Sums::ROW_PARTS", "part < 1", 0),
+    ("contract.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0), ("contract.cuh", "if (*end > depth) *end = depth;", "", 0),
     ("contract.cuh", "i64 other = 0; other < splits", "i64 other = 1; other < splits", 0),
-    ("gradient.cuh", "row < (part + 1) * (TILE / 2)", "row < (part + 1) * (TILE / 2) - part", 0),
-    ("gradient.cuh", "sum + dots[column]", "sum", 0), ("contract.cuh", "t < row_tiles", "t < 1", 0),
-    ("fused_step.cu", "tiles * (blockIdx.x + 1) / owners", "tiles * (blockIdx.x + 1) / owners - (blockIdx.x == 1)", 0),
-    ("fused_step.cu", "gridDim.x < tiles ? gridDim.x : tiles", "gridDim.x", 0), ("fused_step.cu", "at + 1 == end || ", "", 0),
-    ("fused_step.cu", "|| class_tile + 1 == class_tiles", "", 0), ("fused_step.cu", "            row = no_statistics<T>();", "", 0),
-    ("fused_step.cu", "part += 32", "part += 64", 0), ("fused_step.cu", "int offset = 16; offset > 0", "int offset = 8; offset > 0", 0),
+    ("gradient.cuh", "part < Sums::COLUMN_PARTS", "part < 1", 0),
+    ("gradient.cuh", "offset = Sums::ROW_LANES", "offset = 2 * Sums::ROW_LANES", 0), ("contract.cuh", "t < row_tiles", "t < 1", 0),
+    ("fused_step.cu", "i64(tiles) * (block + 1) / owners", "i64(tiles) * (block + 1) / owners - (block == 1)", 0),
+    ("fused_step.cu", "owners = blocks < tiles ? blocks : tiles", "owners = blocks", 0), ("fused_step.cu", "at + 1 == share.end || ", "", 0),
+    ("fused_step.cu", "|| class_tile + 1 == share.class_tiles", "", 0), ("fused_step.cu", "at == share.begin || class_tile == 0", "at == share.begin", 0),
+    ("fused_step.cu", "last ? memory : memory + Kind::STEP_SHARED", "memory", 0),
+    ("fused_step.cu", "part += lanes", "part += 2 * lanes", 0), ("fused_step.cu", "int offset = lanes / 2; offset > 0", "int offset = lanes / 4; offset > 0", 0),
     ("contract.cuh", "for (i64 block = blockIdx.x; block < blocks", "for (i64 block = blockIdx.x + 1; block < blocks", 0),
     ("contract.cuh", "for (i64 block = blockIdx.x; block < blocks", "for (i64 block = blockIdx.x; block + 1 < blocks", 0),
     ("contract.cuh", "chunk.dw ? class_tiles * d_tiles", "chunk.dw ? row_tiles * d_tiles", 0), ("contract.cuh", "chunk.dx ? row_tiles * d_tiles", "chunk.dx ? class_tiles * d_tiles", 0),
@@ -103,7 +117,7 @@ MUTANTS = [
     ("scale.cu", "at < count; at += 8", "at < count - 8; at += 8", 0), ("scale.cu", "at += 8 * i64(gridDim.x) * THREADS", "at += 16 * i64(gridDim.x) * THREADS", 0),
     ("scale.cu", "v[i] *= upstream", "v[i] *= T(1)", 0),
     # numbers at their ends
-    ("margin.cuh", "other.max == T(-INFINITY) ? T(1) : exp2", "exp2", 0), ("cosines.cuh", "square >= LEAST && square <= MOST", "true", 0),
+    ("margin.cuh", "other.max == T(-INFINITY) ? T(1) : exp2", "exp2", 0), ("cosines.cuh", "(square(of, r) >= LEAST && square(of, r) <= MOST)", "true", 0),
     ("cosines.cuh", "norm < shortest ? -shortest : norm", "norm", 0), ("cosines.cuh", "exponent < -60 ? -60 : exponent", "exponent", 0),
     ("margin.cuh", "other.best_class < into.best_class", "other.best_class > into.best_class", 0),
 ]
@@ -111,11 +125,9 @@ MUTANTS = [
 
 # Changes that no result can show, and why they are in the kernels all the same.
 EQUIVALENT = {
-    ("mma.cuh", SYNC, "", 2): "a thread reads its own square only; kept, so that both engines end with a barrier",
-    ("mma.cuh", "chunk ^ (row % 8)", "chunk ^ (row % 4)", 0): "bank conflicts only: tests/figures.rs counts them",
-    ("mma.cuh", "r < rows && k < depth &&", "r < rows &&", 0): "nothing is read at a count of 0",
-    ("mma.cuh", "(mask == nullptr || mask[r] >= 0)", "true", 0): "g is masked last; the rows are not read to save their bytes",
-    ("tile.cuh", "(mask == nullptr || mask[lane()] >= 0)", "true", 0): "as in mma.cuh",
+    ("mma.cuh", "k < depth && counts(r)", "counts(r)", 0): "nothing is read at a count of 0",
+    ("tile.cuh", "(mask == nullptr || mask[lane()] >= 0)", "true", 0): "g is masked last; the rows are not read to save their bytes",
+    ("mma.cuh", "(mask == nullptr || mask[r] >= 0)", "true", 0): "as in tile.cuh",
 }
 
 

@@ -78,8 +78,10 @@ pub(crate) fn decode(source: &Source, name: &str, variables: &HashMap<String, (S
         offset += parameter.size;
     }
     decoder.shared_of(body, 0)?;
-    decoder.kernel.shared = decoder.kernel.shared.next_multiple_of(16);
-    for variable in source.variables.iter().filter(|v| v.space == Space::Shared && v.size == 0) {
+    let dynamic = || source.variables.iter().filter(|v| v.space == Space::Shared && v.size == 0);
+    let align = dynamic().map(|v| v.align).fold(16, usize::max);
+    decoder.kernel.shared = decoder.kernel.shared.next_multiple_of(align);
+    for variable in dynamic() {
         let start = decoder.kernel.shared as u64;
         decoder.names.scopes[0].insert(variable.name.clone(), Meaning::Address(Space::Shared, start));
     }
