@@ -280,6 +280,15 @@ struct Counts {
     peak: usize,
 }
 
+impl Counts {
+    /// An address that was never used.
+    fn place(&mut self, size: usize) -> u64 {
+        let base = self.next;
+        self.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
+        base
+    }
+}
+
 impl Memory {
     /// An empty memory of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
@@ -304,9 +313,7 @@ impl Memory {
         let base = {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             self.reserve(&mut counts, size)?;
-            let base = counts.next;
-            counts.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
-            base
+            counts.place(size)
         };
         self.put(base, size, label);
         Ok(base)
@@ -317,10 +324,11 @@ impl Memory {
     /// # Errors
     /// More than there is room for now.
     pub fn promise(&self, size: usize) -> Result<u64> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::has_room(&counts, size, self.capacity)?;
-        let base = counts.next;
-        counts.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
+        let base = {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            Self::has_room(&counts, size, self.capacity)?;
+            counts.place(size)
+        };
         let promised = Allocation::without_memory(base, size, None);
         self.allocations.write().unwrap_or_else(PoisonError::into_inner).insert(base, Arc::new(promised));
         Ok(base)

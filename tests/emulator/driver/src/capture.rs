@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 
 use crate::device::{
-    CAPTURE_INVALIDATED, CAPTURE_ISOLATION, CAPTURE_UNSUPPORTED, CAPTURED_EVENT, Device, Failure, INVALID_HANDLE,
+    CAPTURE_INVALIDATED, CAPTURE_ISOLATION, CAPTURE_UNSUPPORTED, CAPTURED_EVENT, Device, FREE, Failure, INVALID_HANDLE,
     INVALID_VALUE, NOT_READY, Outcome, lock,
 };
 use crate::streams::{self, Stream};
@@ -91,7 +91,7 @@ pub(crate) fn free(device: &Device, stream: u64, base: u64) -> Outcome<()> {
             return Ok(device.memory.free(base)?);
         }
     }
-    put(device, stream, "cuMemFreeAsync", Box::new(move |device| Ok(device.memory.free(base)?)))
+    put(device, stream, FREE, Box::new(move |device| Ok(device.memory.free(base)?)))
 }
 
 pub(crate) fn is_capturing(stream: u64) -> bool {

@@ -31,6 +31,9 @@ pub(crate) const UNKNOWN: u32 = 999;
 /// Dynamic and static shared memory that a kernel has without asking for more.
 pub(crate) const SHARED_DEFAULT: usize = 48 << 10;
 
+/// What gives memory back in a stream's order.
+pub(crate) const FREE: &str = "cuMemFreeAsync";
+
 /// A failed call: its `CUresult`, and why.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
@@ -214,9 +217,12 @@ impl Device {
         handle
     }
 
-    /// Does a stream's work. After a fault nothing is done any more; the first is kept, and is what later calls fail with.
+    /// Does a stream's work. The first fault is kept, and is what later calls fail with; after it memory is given back, and nothing else is done.
     pub fn do_work(&self, name: &str, work: Work) {
         if self.check().is_err() {
+            if name == FREE {
+                let _ = catch_unwind(AssertUnwindSafe(|| work(self)));
+            }
             return;
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| work(self)));
