@@ -261,8 +261,7 @@ unsafe fn product(
     size: [c_int; 3],
     factors: [*const c_void; 2],
     matrices: [(u64, c_int, c_int, c_longlong); 3],
-    count: c_int,
-    compute_type: c_int,
+    (count, compute_type): (c_int, c_int),
 ) -> Outcome<()> {
     let (ty, wide) = compute(compute_type)?;
     let [a, b, c] = matrices;
@@ -298,13 +297,13 @@ entries! { blas:
                                   beta: *const c_void, c: u64, ct: c_int, ldc: c_int, sc: c_longlong,
                                   count: c_int, compute_type: c_int, _algorithm: c_int) |device| {
         let matrices = [(a, at, lda, sa), (b, bt, ldb, sb), (c, ct, ldc, sc)];
-        product(device, handle, [ta, tb], [m, n, k], [alpha, beta], matrices, count, compute_type)
+        product(device, handle, [ta, tb], [m, n, k], [alpha, beta], matrices, (count, compute_type))
     }
     fn cublasGemmEx(handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
                     alpha: *const c_void, a: u64, at: c_int, lda: c_int, b: u64, bt: c_int, ldb: c_int,
                     beta: *const c_void, c: u64, ct: c_int, ldc: c_int, compute_type: c_int, _algorithm: c_int) |device| {
         let matrices = [(a, at, lda, 0), (b, bt, ldb, 0), (c, ct, ldc, 0)];
-        product(device, handle, [ta, tb], [m, n, k], [alpha, beta], matrices, 1, compute_type)
+        product(device, handle, [ta, tb], [m, n, k], [alpha, beta], matrices, (1, compute_type))
     }
 }
 
@@ -319,12 +318,12 @@ macro_rules! typed {
                         alpha: *const $t, a: u64, lda: c_int, sa: c_longlong, b: u64, ldb: c_int, sb: c_longlong,
                         beta: *const $t, c: u64, ldc: c_int, sc: c_longlong, count: c_int) |device| {
                 let matrices = [(a, $code, lda, sa), (b, $code, ldb, sb), (c, $code, ldc, sc)];
-                product(device, handle, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, count, $compute)
+                product(device, handle, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, (count, $compute))
             }
             fn $single(handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
                        alpha: *const $t, a: u64, lda: c_int, b: u64, ldb: c_int, beta: *const $t, c: u64, ldc: c_int) |device| {
                 let matrices = [(a, $code, lda, 0), (b, $code, ldb, 0), (c, $code, ldc, 0)];
-                product(device, handle, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, 1, $compute)
+                product(device, handle, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, (1, $compute))
             }
         }
     };

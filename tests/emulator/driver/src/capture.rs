@@ -12,7 +12,7 @@ use crate::device::{
 use crate::streams::{self, Stream};
 
 /// What can be done again and again.
-type Work = Box<dyn Fn(&Device) -> Outcome<()> + Send + Sync>;
+pub(crate) type Work = Box<dyn Fn(&Device) -> Outcome<()> + Send + Sync>;
 
 /// What was captured, in order.
 #[derive(Default)]

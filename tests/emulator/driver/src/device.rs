@@ -244,12 +244,7 @@ impl Device {
     }
 
     /// Work of a library's handle, on the stream that it has been given.
-    pub fn put_of(
-        &self,
-        handle: u64,
-        name: &'static str,
-        work: Box<dyn Fn(&Device) -> Outcome<()> + Send + Sync>,
-    ) -> Outcome<()> {
+    pub fn put_of(&self, handle: u64, name: &'static str, work: crate::capture::Work) -> Outcome<()> {
         let stream = lock(&self.streams).get(&handle).copied().unwrap_or(0);
         crate::capture::put(self, stream, name, work)
     }
