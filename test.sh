@@ -40,18 +40,18 @@ if [ "$nvcc" = yes ]; then
     skip "tests/gradient.rs and oracle.rs on CUDA: two of four sizes, 100 of 400 random cases" "minutes of emulation"
     skip "tests/figures.rs: N, C, D = 256, 8142, 2048; 256, 1000, 2048 in f32" "half an hour of emulation; MARGIN_LOSS_RECORD=1 runs them"
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
-    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions"
+    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users"
     # shellcheck disable=SC2086
-    cuda --no-run --lib --test cuda --test tf32 --test candle_cuda --test targets --test figures --test train $suites
+    cuda --no-run --lib --test cuda --test tf32 --test candle_cuda --test targets --test figures --test sass --test train $suites
     mkdir -p target/test-logs
     (
         set -e
         cuda --lib cuda
-        cuda --test cuda --test tf32 --test candle_cuda --test targets --test figures
+        cuda --test cuda --test tf32 --test candle_cuda --test targets --test figures --test sass
         PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
         export PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1
         cuda --test golden --test oracle -- f64 lower
-        cuda --test gradient --test errors --test traps --test candle
+        cuda --test gradient --test errors --test traps --test candle --test users
     ) >target/test-logs/streaming 2>&1 &
     streaming=$!
     # shellcheck disable=SC2086

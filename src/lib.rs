@@ -9,11 +9,14 @@
 //! - [`companions`] are the losses that the paper puts beside its own: balanced contrastive, nested collaborative and mixture-likelihood learning.
 //! - [`metrics`] has what the paper measures; [`mod@reference`] is the loss composed of Candle ops, the plain meaning of every option.
 //!
-//! X is (N, D), W is (C, D), y is (N) of `u32` or `i64`; X and W are f64, f32, f16 or bf16, or W is f32 beside f16 or bf16 features. The loss and what
+//! X is (N, D), W is (C, D), y is (N) of `u8`, `u32` or `i64`; X and W are f64, f32, f16 or bf16, or W is f32 beside f16 or bf16 features. The loss and what
 //! is given per sample are f32, or f64 for f64. The bits of a result do not depend on the number of threads, and a call's memory beyond its
 //! inputs, outputs and gradients is its workspace ([`MarginLossBuilder::workspace_bytes`]) and O(N + C).
 //!
 //! Features: `cuda` builds Candle's CUDA backend and this crate's kernels, for devices of compute capability 8.0 and up; it needs nvcc and libclang.
+//! `cudnn`, `nccl`, `metal`, `accelerate` and `mkl` are Candle's own, handed on. A device without a fused path, such as Metal's, gets the loss composed
+//! of Candle's ops; [`Path::Fused`] refuses instead.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
 mod classifier;

@@ -1,8 +1,6 @@
 //! The losses that are compared, by their names on the command line and in the paper.
 
-use candle_margin_loss::{
-    ClassCounts, ClassWeights, InstanceGate, LossSchedule, Margin, MarginLoss, MarginLossBuilder, Prior, Result,
-};
+use candle_margin_loss::{ClassCounts, InstanceGate, LossSchedule, Margin, MarginLoss, Prior, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Loss {
@@ -78,6 +76,7 @@ impl Loss {
         let ldam = || cosine().margin(Margin::Ldam { max_m: ldam_margin });
         let dbm = || cosine().margin(Margin::Dbm { k, tau }).instance_gate(InstanceGate::HardPositives);
         let balanced = Prior::BalancedSoftmax { tau: 1.0 };
+        let deferred = |base| LossSchedule::drw(base, counts, settings.drw_epoch, settings.beta);
         let builder = match self {
             Self::Ce => return Ok(None),
             Self::CosineCe => cosine(),
@@ -86,19 +85,9 @@ impl Loss {
             Self::Bs => cosine().prior(balanced),
             Self::DbmCe => dbm(),
             Self::DbmBs => dbm().prior(balanced),
-            Self::LdamDrw => return deferred(ldam(), settings).map(Some),
-            Self::DbmDrw => return deferred(dbm(), settings).map(Some),
+            Self::LdamDrw => return deferred(ldam()).map(Some),
+            Self::DbmDrw => return deferred(dbm()).map(Some),
         };
         Ok(Some(LossSchedule::constant(builder.build()?)))
     }
-}
-
-/// DRW with weights that sum to C, as the authors' code has them: the learning rate then means the same before and after.
-fn deferred(base: MarginLossBuilder, settings: &LossSettings) -> Result<LossSchedule> {
-    let weights = ClassWeights::ClassBalancedNormalized { beta: settings.beta };
-    let reweighted = base.clone().class_weights(weights).build()?;
-    if settings.drw_epoch == 0 {
-        return Ok(LossSchedule::constant(reweighted));
-    }
-    LossSchedule::new(vec![(0, base.build()?), (settings.drw_epoch, reweighted)])
 }

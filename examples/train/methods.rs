@@ -2,7 +2,7 @@
 
 use candle_margin_loss::companions::{Bcl, Gml, Ncl};
 use candle_margin_loss::{
-    ClassCounts, ClassWeights, InstanceGate, LossSchedule, Margin, MarginLoss, MarginLossBuilder, Prior, Result,
+    ClassCounts, InstanceGate, LossSchedule, Margin, MarginLoss, MarginLossBuilder, Prior, Result,
 };
 use serde::{Deserialize, Serialize};
 
@@ -248,16 +248,8 @@ impl Method {
         let dbm = || cosine().margin(Margin::Dbm { k, tau }).instance_gate(gate);
         let ldam = || cosine().margin(Margin::Ldam { max_m: ldam_margin });
         let balanced = |base: MarginLossBuilder| base.prior(Prior::BalancedSoftmax { tau: 1.0 }).build();
-        // Weights that sum to C, as the authors' code has them: the learning rate means the same before and after.
-        let class_balanced = ClassWeights::ClassBalancedNormalized { beta };
         let constant = |loss: Result<MarginLoss>| Ok(Objective::Cosine(LossSchedule::constant(loss?)));
-        let deferred = |base: MarginLossBuilder| -> Result<Objective> {
-            let reweighted = base.clone().class_weights(class_balanced.clone()).build()?;
-            Ok(Objective::Cosine(match drw_epoch {
-                0 => LossSchedule::constant(reweighted),
-                epoch => LossSchedule::new(vec![(0, base.build()?), (epoch, reweighted)])?,
-            }))
-        };
+        let deferred = |base| Ok(Objective::Cosine(LossSchedule::drw(base, counts, drw_epoch, beta)?));
         let with_companion = |loss: MarginLoss| -> Result<Objective> {
             let numbers = companion.expect("a method with a companion has its numbers");
             let (classification, contrastive) = (numbers.classification_weight, numbers.contrastive_weight);

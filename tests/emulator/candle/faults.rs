@@ -32,8 +32,8 @@ fn wild() -> Result<()> {
     let mut builder = function.builder();
     builder.arg(&nowhere);
     // SAFETY: it writes out of bounds, on purpose, which the emulated device refuses.
-    let fault = unsafe { builder.launch(LaunchConfig::for_num_elems(1)) }.map(|_| ()).w();
-    println!("FAULT {}", fault.unwrap_err());
+    unsafe { builder.launch(LaunchConfig::for_num_elems(1)) }.map(|_| ()).w()?;
+    println!("FAULT {}", device.synchronize().unwrap_err());
     println!("LATER {}", (kept + 1.0)?);
     Ok(())
 }

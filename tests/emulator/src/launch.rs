@@ -81,6 +81,60 @@ impl Kernel {
         let by_shared = limits.shared_each / (shared + Limits::RESERVED);
         (limits.threads_each / threads.next_multiple_of(32)).min(limits.blocks_each).min(by_shared as u32)
     }
+
+    /// Blocks that the device holds at once.
+    fn resident(&self, threads: u32, dynamic_shared: usize, limits: &Limits) -> u64 {
+        u64::from(self.occupancy(threads, dynamic_shared, limits)) * u64::from(limits.multiprocessors)
+    }
+
+    /// The parameters' bytes, the blocks and the threads a block of a launch that a device does not refuse.
+    ///
+    /// # Errors
+    /// Why it refuses.
+    pub fn check(&self, config: &LaunchConfig, parameters: &[&[u8]], limits: &Limits) -> Result<(Vec<u8>, u64, u64)> {
+        for (what, sizes, most) in [("grid", config.grid, limits.grid), ("block", config.block, limits.block)] {
+            if sizes.iter().zip(&most).any(|(size, most)| size > most) {
+                return Err(Error::Launch(format!("a {what} of {sizes:?}, at most {most:?}")));
+            }
+        }
+        let threads: u64 = config.block.iter().map(|&n| u64::from(n)).product();
+        let blocks: u64 = config.grid.iter().map(|&n| u64::from(n)).product();
+        let most = self.most_threads.unwrap_or(u64::MAX).min(u64::from(limits.threads));
+        if threads == 0 || blocks == 0 {
+            return Err(Error::Launch(format!("{blocks} blocks of {threads} threads")));
+        }
+        if threads > most {
+            return Err(Error::Launch(format!("{threads} threads a block, at most {most} for {}", self.name)));
+        }
+        let shared = self.shared.saturating_add(config.dynamic_shared);
+        if shared > limits.shared {
+            return Err(Error::Launch(format!("{shared} bytes of shared memory a block, at most {}", limits.shared)));
+        }
+        if self.local > MOST_LOCAL {
+            return Err(Error::Launch(format!("{} bytes of local memory a thread, at most {MOST_LOCAL}", self.local)));
+        }
+        if parameters.len() != self.parameters.len() {
+            let (given, wanted) = (parameters.len(), self.parameters.len());
+            return Err(Error::Launch(format!("{} takes {wanted} parameters, {given} are given", self.name)));
+        }
+        let end = self.parameters.last().map_or(0, |(offset, size)| offset + size);
+        let mut bytes = vec![0; end];
+        for (i, (value, &(offset, size))) in parameters.iter().zip(&self.parameters).enumerate() {
+            if value.len() != size {
+                return Err(Error::Launch(format!(
+                    "parameter {i} of {} has {size} bytes, {} are given",
+                    self.name,
+                    value.len()
+                )));
+            }
+            bytes[offset..offset + size].copy_from_slice(value);
+        }
+        let resident = self.resident(threads as u32, config.dynamic_shared, limits);
+        if config.cooperative && blocks > resident {
+            return Err(Error::CooperativeTooLarge(format!("{blocks} blocks, {resident} of {} at once", self.name)));
+        }
+        Ok((bytes, blocks, threads))
+    }
 }
 
 /// A module whose variables lie in device memory.
@@ -188,55 +242,9 @@ impl Module {
         memory: &Memory,
         limits: &Limits,
     ) -> Result<Counters> {
-        for (what, sizes, most) in [("grid", config.grid, limits.grid), ("block", config.block, limits.block)] {
-            if sizes.iter().zip(&most).any(|(size, most)| size > most) {
-                return Err(Error::Launch(format!("a {what} of {sizes:?}, at most {most:?}")));
-            }
-        }
-        let threads: u64 = config.block.iter().map(|&n| u64::from(n)).product();
-        let blocks: u64 = config.grid.iter().map(|&n| u64::from(n)).product();
-        let most = kernel.most_threads.unwrap_or(u64::MAX).min(u64::from(limits.threads));
-        if threads == 0 || blocks == 0 {
-            return Err(Error::Launch(format!("{blocks} blocks of {threads} threads")));
-        }
-        if threads > most {
-            return Err(Error::Launch(format!("{threads} threads a block, at most {most} for {}", kernel.name)));
-        }
-        let shared = kernel.shared.saturating_add(config.dynamic_shared);
-        if shared > limits.shared {
-            return Err(Error::Launch(format!("{shared} bytes of shared memory a block, at most {}", limits.shared)));
-        }
-        if kernel.local > MOST_LOCAL {
-            return Err(Error::Launch(format!(
-                "{} bytes of local memory a thread, at most {MOST_LOCAL}",
-                kernel.local
-            )));
-        }
-        if parameters.len() != kernel.parameters.len() {
-            let (given, wanted) = (parameters.len(), kernel.parameters.len());
-            return Err(Error::Launch(format!("{} takes {wanted} parameters, {given} are given", kernel.name)));
-        }
-        let end = kernel.parameters.last().map_or(0, |(offset, size)| offset + size);
-        let mut bytes = vec![0; end];
-        for (i, (value, &(offset, size))) in parameters.iter().zip(&kernel.parameters).enumerate() {
-            if value.len() != size {
-                return Err(Error::Launch(format!(
-                    "parameter {i} of {} has {size} bytes, {} are given",
-                    kernel.name,
-                    value.len()
-                )));
-            }
-            bytes[offset..offset + size].copy_from_slice(value);
-        }
-        let resident = kernel.occupancy(threads as u32, config.dynamic_shared, limits);
-        let resident = u64::from(resident) * u64::from(limits.multiprocessors);
+        let (bytes, blocks, threads) = kernel.check(config, parameters, limits)?;
+        let resident = kernel.resident(threads as u32, config.dynamic_shared, limits);
         let workspace = if config.cooperative {
-            if blocks > resident {
-                return Err(Error::CooperativeTooLarge(format!(
-                    "{blocks} blocks, {resident} of {} at once",
-                    kernel.name
-                )));
-            }
             let address = memory.allocate_labelled(64, Some("the grid's barrier".into()))?;
             memory.write(address, &[0; 64])?;
             address

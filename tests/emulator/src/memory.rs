@@ -95,6 +95,12 @@ pub(crate) struct Allocation {
 }
 
 impl Allocation {
+    /// One that was freed, or is to come.
+    fn without_memory(base: u64, size: usize, label: Option<String>) -> Self {
+        let (words, shadow) = (Box::default(), Box::default());
+        Self { base, size, words, shadow, freed: AtomicBool::new(true), label, mixed: Mutex::default() }
+    }
+
     /// The bytes of its words from `offset` on: word, shift, and a bit a byte. A word at most, unless `size` is 8.
     fn bytes(offset: usize, size: usize) -> u64 {
         ((1u64 << size.min(4)) - 1) << (offset % 4)
@@ -274,6 +280,15 @@ struct Counts {
     peak: usize,
 }
 
+impl Counts {
+    /// An address that was never used.
+    fn place(&mut self, size: usize) -> u64 {
+        let base = self.next;
+        self.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
+        base
+    }
+}
+
 impl Memory {
     /// An empty memory of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
@@ -298,11 +313,24 @@ impl Memory {
         let base = {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             self.reserve(&mut counts, size)?;
-            let base = counts.next;
-            counts.next += (size as u64).next_multiple_of(ALIGN) + ALIGN;
-            base
+            counts.place(size)
         };
         self.put(base, size, label);
+        Ok(base)
+    }
+
+    /// An address at which `size` bytes can be allocated later, by [`Memory::allocate_again`].
+    ///
+    /// # Errors
+    /// More than there is room for now.
+    pub fn promise(&self, size: usize) -> Result<u64> {
+        let base = {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            Self::has_room(&counts, size, self.capacity)?;
+            counts.place(size)
+        };
+        let promised = Allocation::without_memory(base, size, None);
+        self.allocations.write().unwrap_or_else(PoisonError::into_inner).insert(base, Arc::new(promised));
         Ok(base)
     }
 
@@ -322,13 +350,16 @@ impl Memory {
         Ok(())
     }
 
-    fn reserve(&self, counts: &mut Counts, size: usize) -> Result<()> {
-        if size > self.capacity - counts.used {
-            return Err(Error::OutOfMemory(format!(
-                "{size} bytes asked for, {} of {} used",
-                counts.used, self.capacity
-            )));
+    fn has_room(counts: &Counts, size: usize, capacity: usize) -> Result<()> {
+        if size > capacity - counts.used {
+            let used = counts.used;
+            return Err(Error::OutOfMemory(format!("{size} bytes asked for, {used} of {capacity} used")));
         }
+        Ok(())
+    }
+
+    fn reserve(&self, counts: &mut Counts, size: usize) -> Result<()> {
+        Self::has_room(counts, size, self.capacity)?;
         counts.used += size;
         counts.peak = counts.peak.max(counts.used);
         Ok(())
@@ -362,15 +393,7 @@ impl Memory {
         }
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).used -= allocation.size;
         // The entry stays, without its memory, so that later uses are told from wild addresses.
-        *allocation = Arc::new(Allocation {
-            base,
-            size: allocation.size,
-            words: Box::default(),
-            shadow: Box::default(),
-            freed: AtomicBool::new(true),
-            label: allocation.label.clone(),
-            mixed: Mutex::default(),
-        });
+        *allocation = Arc::new(Allocation::without_memory(base, allocation.size, allocation.label.clone()));
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::missing_safety_doc)] // They have the contracts of the functions whose names they have.
 
 use std::ffi::{c_int, c_longlong, c_void};
+use std::sync::Arc;
 
 use gemm::Parallelism;
 use half::{bf16, f16};
@@ -105,10 +106,23 @@ struct Product {
 }
 
 impl Product {
-    fn run(&self, device: &Device) -> Outcome<()> {
+    /// Refuses sizes that cannot be.
+    fn check(self) -> Outcome<Self> {
         if self.size.iter().chain(&self.leading).any(|&n| n < 0) || self.count < 0 {
             return Err(Failure::new(INVALID_VALUE, "a negative size of a product"));
         }
+        let ([m, n, k], [ta, tb]) = (self.size, self.transposed);
+        let rows = [("A", if ta { k } else { m }), ("B", if tb { n } else { k }), ("C", m)];
+        for ((what, rows), leading) in rows.into_iter().zip(self.leading) {
+            if leading < rows.max(1) {
+                let reason = format!("{what} has {rows} rows, and a leading dimension of {leading}");
+                return Err(Failure::new(INVALID_VALUE, reason));
+            }
+        }
+        Ok(self)
+    }
+
+    fn run(&self, device: &Device) -> Outcome<()> {
         let [m, n, k] = self.size.map(|n| n as usize);
         for batch in 0..i64::from(self.count) {
             let matrix = |i: usize, rows: usize, columns: usize| Matrix {
@@ -122,13 +136,6 @@ impl Product {
             let a = if ta { matrix(0, k, m) } else { matrix(0, m, k) };
             let b = if tb { matrix(1, n, k) } else { matrix(1, k, n) };
             let c = matrix(2, m, n);
-            for (what, matrix) in [("A", a), ("B", b), ("C", c)] {
-                if matrix.leading < matrix.rows.max(1) {
-                    let reason =
-                        format!("{what} has {} rows, and a leading dimension of {}", matrix.rows, matrix.leading);
-                    return Err(Failure::new(INVALID_VALUE, reason));
-                }
-            }
             let old = if self.beta == 0.0 { vec![0.0; m * n] } else { c.read(device)? };
             let (left, right) = (a.read(device)?, b.read(device)?);
             let strides =
@@ -249,12 +256,12 @@ fn compute(code: c_int) -> Outcome<(Type, bool)> {
 /// `factors` point to numbers of the type that goes with the sums.
 unsafe fn product(
     device: &Device,
+    handle: u64,
     operations: [c_int; 2],
     size: [c_int; 3],
     factors: [*const c_void; 2],
     matrices: [(u64, c_int, c_int, c_longlong); 3],
-    count: c_int,
-    compute_type: c_int,
+    (count, compute_type): (c_int, c_int),
 ) -> Outcome<()> {
     let (ty, wide) = compute(compute_type)?;
     let [a, b, c] = matrices;
@@ -272,29 +279,31 @@ unsafe fn product(
         count,
         wide,
     }
-    .run(device)
+    .check()
+    .map(Arc::new)
+    .and_then(|product| device.put_of(handle, "cublas", Box::new(move |device| product.run(device))))
 }
 
-// Streams have nothing to wait for; factors are on the host.
+// Factors are on the host.
 entries! { blas:
     fn cublasCreate_v2(handle: *mut u64) |device| { put(handle, device.handle()) }
-    fn cublasSetStream_v2(_handle: u64, _stream: u64) |_device| { Ok(()) }
+    fn cublasSetStream_v2(handle: u64, stream: u64) |device| { device.set_stream(handle, stream) }
     fn cublasSetPointerMode_v2(_handle: u64, mode: c_int) |_device| {
         if mode == 0 { Ok(()) } else { Err(Failure::new(NOT_SUPPORTED, "factors on the device")) }
     }
     fn cublasGetPointerMode_v2(_handle: u64, mode: *mut c_int) |_device| { put(mode, 0) }
-    fn cublasGemmStridedBatchedEx(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+    fn cublasGemmStridedBatchedEx(handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
                                   alpha: *const c_void, a: u64, at: c_int, lda: c_int, sa: c_longlong, b: u64, bt: c_int, ldb: c_int, sb: c_longlong,
                                   beta: *const c_void, c: u64, ct: c_int, ldc: c_int, sc: c_longlong,
                                   count: c_int, compute_type: c_int, _algorithm: c_int) |device| {
         let matrices = [(a, at, lda, sa), (b, bt, ldb, sb), (c, ct, ldc, sc)];
-        product(device, [ta, tb], [m, n, k], [alpha, beta], matrices, count, compute_type)
+        product(device, handle, [ta, tb], [m, n, k], [alpha, beta], matrices, (count, compute_type))
     }
-    fn cublasGemmEx(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+    fn cublasGemmEx(handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
                     alpha: *const c_void, a: u64, at: c_int, lda: c_int, b: u64, bt: c_int, ldb: c_int,
                     beta: *const c_void, c: u64, ct: c_int, ldc: c_int, compute_type: c_int, _algorithm: c_int) |device| {
         let matrices = [(a, at, lda, 0), (b, bt, ldb, 0), (c, ct, ldc, 0)];
-        product(device, [ta, tb], [m, n, k], [alpha, beta], matrices, 1, compute_type)
+        product(device, handle, [ta, tb], [m, n, k], [alpha, beta], matrices, (1, compute_type))
     }
 }
 
@@ -305,16 +314,16 @@ entries! { release:
 macro_rules! typed {
     ($batched:ident, $single:ident, $t:ty, $code:literal, $compute:literal) => {
         entries! { blas:
-            fn $batched(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+            fn $batched(handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
                         alpha: *const $t, a: u64, lda: c_int, sa: c_longlong, b: u64, ldb: c_int, sb: c_longlong,
                         beta: *const $t, c: u64, ldc: c_int, sc: c_longlong, count: c_int) |device| {
                 let matrices = [(a, $code, lda, sa), (b, $code, ldb, sb), (c, $code, ldc, sc)];
-                product(device, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, count, $compute)
+                product(device, handle, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, (count, $compute))
             }
-            fn $single(_handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
+            fn $single(handle: u64, ta: c_int, tb: c_int, m: c_int, n: c_int, k: c_int,
                        alpha: *const $t, a: u64, lda: c_int, b: u64, ldb: c_int, beta: *const $t, c: u64, ldc: c_int) |device| {
                 let matrices = [(a, $code, lda, 0), (b, $code, ldb, 0), (c, $code, ldc, 0)];
-                product(device, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, 1, $compute)
+                product(device, handle, [ta, tb], [m, n, k], [alpha.cast(), beta.cast()], matrices, (1, $compute))
             }
         }
     };

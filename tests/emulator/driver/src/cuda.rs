@@ -2,15 +2,16 @@
 #![allow(clippy::missing_safety_doc)] // They have the contracts of the functions whose names they have.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::time::Instant;
 
 use ptx_emulator::LaunchConfig;
 
 use crate::capture;
 use crate::device::{
-    CAPTURE_UNSUPPORTED, Device, Failure, INVALID_DEVICE, INVALID_VALUE, LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED,
-    Outcome, SHARED_DEFAULT, UNKNOWN, call, entries, lock, put, release,
+    CAPTURE_INVALIDATED, CAPTURE_ISOLATION, CAPTURE_UNSUPPORTED, CAPTURED_EVENT, Device, Failure, INVALID_DEVICE,
+    INVALID_VALUE, LAUNCH_FAILED, NOT_FOUND, NOT_READY, NOT_SUPPORTED, Outcome, SHARED_DEFAULT, UNKNOWN, call, entries,
+    lock, put, release,
 };
+use crate::streams::{self, Stream};
 
 /// The only context.
 const CONTEXT: u64 = 0xc0de;
@@ -116,8 +117,9 @@ unsafe fn launch(device: &Device, asked: Asked, parameters: *mut *mut c_void, ex
         seed: 1,
         cooperative: asked.cooperative,
     };
+    device.check_launch(&function, &config, &values)?;
     let run = move |device: &Device| device.launch(&function, config, &values);
-    capture::run_or_record(device, asked.stream, Box::new(run))
+    capture::put(device, asked.stream, "cuLaunchKernel", Box::new(run))
 }
 
 /// What `cuLaunchKernelEx` takes.
@@ -139,25 +141,44 @@ pub struct CUlaunchAttribute {
     value: [u32; 16],
 }
 
+/// A new stream; flag 1 says that the legacy stream does not wait for it.
+fn new_stream(device: &Device, flags: c_uint) -> u64 {
+    let stream = device.handle();
+    if flags & 1 != 0 {
+        streams::set_apart(stream);
+    }
+    stream
+}
+
 /// Blocks of a function that a multiprocessor holds.
 fn occupancy(device: &Device, function: u64, threads: c_int, shared: usize) -> Outcome<c_int> {
     Ok(device.function(function)?.kernel.occupancy(threads.max(0) as u32, shared, &device.limits) as c_int)
 }
 
 fn to_host(device: &Device, to: *mut c_void, from: u64, count: usize, stream: Option<u64>) -> Outcome<()> {
-    if let Some(stream) = stream
-        && capture::is_capturing(stream)
-    {
-        return Err(Failure::new(CAPTURE_UNSUPPORTED, "a copy to the host while the stream is captured"));
-    }
     if count > 0 && to.is_null() {
         return Err(Failure::new(INVALID_VALUE, "a null pointer to copy to"));
     }
     if count == 0 {
         return Ok(());
     }
-    // SAFETY: the caller's memory of `count` bytes, not null
-    let bytes = unsafe { std::slice::from_raw_parts_mut(to.cast::<u8>(), count) };
+    let to = to as usize;
+    let copy = move |device: &Device| {
+        // SAFETY: the caller's memory of `count` bytes, not null, which is there until the copy is done
+        let bytes = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, count) };
+        read(device, from, bytes)
+    };
+    if capture::is_pinned(to, count)
+        && let Some(stream) = stream
+    {
+        return capture::put(device, stream, "cuMemcpyDtoHAsync", Box::new(copy));
+    }
+    capture::wait(device, stream.unwrap_or(0), "a copy to the host")?;
+    copy(device)
+}
+
+/// What is on the device; whether it has to have been written is a matter of the environment.
+fn read(device: &Device, from: u64, bytes: &mut [u8]) -> Outcome<()> {
     if device.unwritten_is_error {
         return Ok(device.memory.read(from, bytes)?);
     }
@@ -190,22 +211,20 @@ entries! { call:
     fn cuDevicePrimaryCtxRetain(context: *mut u64, ordinal: c_int) |_device| { check_device(ordinal)?; put(context, CONTEXT) }
     fn cuCtxGetCurrent(context: *mut u64) |_device| { put(context, CONTEXT) }
     fn cuCtxGetDevice(ordinal: *mut c_int) |_device| { put(ordinal, 0) }
-    fn cuCtxSynchronize() |_device| { Ok(()) }
+    fn cuCtxSynchronize() |device| { streams::wait_for_all(device) }
 
-    fn cuStreamCreate(stream: *mut u64, _flags: c_uint) |device| { put(stream, device.handle()) }
-    fn cuStreamCreateWithPriority(stream: *mut u64, _flags: c_uint, _priority: c_int) |device| { put(stream, device.handle()) }
-    fn cuStreamSynchronize(stream: u64) |_device| {
-        if capture::is_capturing(stream) {
-            return Err(Failure::new(CAPTURE_UNSUPPORTED, "a stream that is captured cannot be waited for"));
-        }
-        Ok(())
+    fn cuStreamCreate(stream: *mut u64, flags: c_uint) |device| { put(stream, new_stream(device, flags)) }
+    fn cuStreamCreateWithPriority(stream: *mut u64, flags: c_uint, _priority: c_int) |device| { put(stream, new_stream(device, flags)) }
+    fn cuStreamSynchronize(stream: u64) |device| { capture::wait(device, stream, "a wait") }
+    fn cuStreamQuery(stream: u64) |device| {
+        if streams::is_idle(device, Stream::new(stream)) { Ok(()) } else { Err(Failure::new(NOT_READY, "the stream has work left")) }
     }
-    fn cuStreamQuery(_stream: u64) |_device| { Ok(()) }
-    fn cuStreamWaitEvent(_stream: u64, _event: u64, _flags: c_uint) |_device| { Ok(()) }
+    fn cuStreamWaitEvent(stream: u64, event: u64, _flags: c_uint) |device| { capture::wait_event(device, stream, event) }
     fn cuEventCreate(event: *mut u64, _flags: c_uint) |device| { put(event, device.handle()) }
-    fn cuEventRecord(event: u64, _stream: u64) |_device| { capture::record_event(event, Instant::now()); Ok(()) }
-    fn cuEventSynchronize(_event: u64) |_device| { Ok(()) }
-    fn cuEventQuery(_event: u64) |_device| { Ok(()) }
+    fn cuEventRecord(event: u64, stream: u64) |device| { capture::record_event(device, event, stream) }
+    fn cuEventRecordWithFlags(event: u64, stream: u64, _flags: c_uint) |device| { capture::record_event(device, event, stream) }
+    fn cuEventSynchronize(event: u64) |device| { capture::wait_for_event(device, event) }
+    fn cuEventQuery(event: u64) |device| { capture::query_event(device, event) }
     fn cuEventElapsedTime(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
     fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
     fn cuStreamIsCapturing(stream: u64, status: *mut c_int) |_device| { put(status, c_int::from(capture::is_capturing(stream))) }
@@ -213,7 +232,7 @@ entries! { call:
     fn cuStreamEndCapture(stream: u64, graph: *mut u64) |device| { let made = capture::end(device, stream)?; put(graph, made) }
     fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, flags: u64) |device| { put(executable, capture::instantiate(device, graph, flags)?) }
     fn cuGraphUpload(executable: u64, _stream: u64) |_device| { capture::check(executable) }
-    fn cuGraphLaunch(executable: u64, _stream: u64) |device| { capture::launch(device, executable) }
+    fn cuGraphLaunch(executable: u64, stream: u64) |device| { capture::launch(device, executable, stream) }
 
     fn cuMemAlloc_v2(address: *mut u64, size: usize) |device| {
         if size == 0 {
@@ -228,20 +247,34 @@ entries! { call:
         put(total, capacity)
     }
     fn cuMemHostAlloc(address: *mut *mut u8, size: usize, _flags: c_uint) |_device| { put(address, capture::pinned(size)?) }
-    fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, count: usize) |device| { Ok(device.memory.write(to, bytes(from, count)?)?) }
+    fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, count: usize) |device| {
+        capture::wait(device, 0, "a copy")?;
+        Ok(device.memory.write(to, bytes(from, count)?)?)
+    }
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, count: usize, stream: u64) |device| {
+        if count > 0 && capture::is_pinned(from as usize, count) {
+            let from = from as usize;
+            let copy = move |device: &Device| Ok(device.memory.write(to, bytes(from as *const c_void, count)?)?);
+            return capture::put(device, stream, "cuMemcpyHtoDAsync", Box::new(copy));
+        }
         let data = bytes(from, count)?.to_vec();
-        capture::run_or_record(device, stream, Box::new(move |device| Ok(device.memory.write(to, &data)?)))
+        capture::put(device, stream, "cuMemcpyHtoDAsync", Box::new(move |device| Ok(device.memory.write(to, &data)?)))
     }
     fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, count: usize) |device| { to_host(device, to, from, count, None) }
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, count: usize, stream: u64) |device| { to_host(device, to, from, count, Some(stream)) }
-    fn cuMemcpyDtoD_v2(to: u64, from: u64, count: usize) |device| { Ok(device.memory.copy(to, from, count)?) }
-    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, count: usize, stream: u64) |device| {
-        capture::run_or_record(device, stream, Box::new(move |device| Ok(device.memory.copy(to, from, count)?)))
+    fn cuMemcpyDtoD_v2(to: u64, from: u64, count: usize) |device| {
+        capture::wait(device, 0, "a copy")?;
+        Ok(device.memory.copy(to, from, count)?)
     }
-    fn cuMemsetD8_v2(to: u64, value: u8, count: usize) |device| { Ok(device.memory.fill(to, value, count)?) }
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, count: usize, stream: u64) |device| {
+        capture::put(device, stream, "cuMemcpyDtoDAsync", Box::new(move |device| Ok(device.memory.copy(to, from, count)?)))
+    }
+    fn cuMemsetD8_v2(to: u64, value: u8, count: usize) |device| {
+        capture::wait(device, 0, "a memset")?;
+        Ok(device.memory.fill(to, value, count)?)
+    }
     fn cuMemsetD8Async(to: u64, value: u8, count: usize, stream: u64) |device| {
-        capture::run_or_record(device, stream, Box::new(move |device| Ok(device.memory.fill(to, value, count)?)))
+        capture::put(device, stream, "cuMemsetD8Async", Box::new(move |device| Ok(device.memory.fill(to, value, count)?)))
     }
 
     fn cuModuleLoadData(module: *mut u64, image: *const c_void) |device| {
@@ -342,11 +375,14 @@ entries! { release:
     fn cuGraphDestroy(graph: u64) |_device| { capture::destroy(graph) }
     fn cuGraphExecDestroy(executable: u64) |_device| { capture::destroy(executable) }
     fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) |_device| { check_device(ordinal) }
-    fn cuModuleUnload(module: u64) |device| { device.unload(module) }
+    fn cuModuleUnload(module: u64) |device| { let _ = streams::wait_for_all(device); device.unload(module) }
     fn cuCtxSetCurrent(_context: u64) |_device| { Ok(()) }
-    fn cuMemFree_v2(address: u64) |device| { if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) } }
+    fn cuMemFree_v2(address: u64) |device| {
+        let _ = streams::wait_for_all(device);
+        if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) }
+    }
     fn cuMemFreeAsync(address: u64, stream: u64) |device| { if address == 0 { Ok(()) } else { capture::free(device, stream, address) } }
-    fn cuMemFreeHost(address: *mut u8) |_device| { capture::unpin(address) }
+    fn cuMemFreeHost(address: *mut u8) |device| { capture::unpin(device, address) }
 }
 
 /// The name and the meaning of an error.
@@ -369,6 +405,16 @@ fn meaning(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         NOT_SUPPORTED => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
         CAPTURE_UNSUPPORTED => {
             (c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", c"operation not permitted when stream is capturing")
+        }
+        NOT_READY => (c"CUDA_ERROR_NOT_READY", c"device not ready"),
+        CAPTURE_INVALIDATED => {
+            (c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", c"operation failed due to a previous error during capture")
+        }
+        CAPTURE_ISOLATION => {
+            (c"CUDA_ERROR_STREAM_CAPTURE_ISOLATION", c"dependency created on uncaptured work in another stream")
+        }
+        CAPTURED_EVENT => {
+            (c"CUDA_ERROR_CAPTURED_EVENT", c"operation not permitted on an event last recorded in a capturing stream")
         }
         UNKNOWN => (c"CUDA_ERROR_UNKNOWN", c"unknown error"),
         _ => return None,

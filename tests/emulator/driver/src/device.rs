@@ -11,6 +11,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ptx_emulator::{Error, Kernel, LaunchConfig, Limits, Memory, Module};
 
+use crate::streams::{self, Work};
+
 /// `CUresult` values that are not an [`Error`]'s.
 pub(crate) const SUCCESS: u32 = 0;
 pub(crate) const INVALID_VALUE: u32 = 1;
@@ -19,11 +21,18 @@ pub(crate) const INVALID_HANDLE: u32 = 400;
 pub(crate) const NOT_FOUND: u32 = 500;
 pub(crate) const LAUNCH_FAILED: u32 = 719;
 pub(crate) const NOT_SUPPORTED: u32 = 801;
+pub(crate) const NOT_READY: u32 = 600;
 pub(crate) const CAPTURE_UNSUPPORTED: u32 = 900;
+pub(crate) const CAPTURE_INVALIDATED: u32 = 901;
+pub(crate) const CAPTURE_ISOLATION: u32 = 905;
+pub(crate) const CAPTURED_EVENT: u32 = 907;
 pub(crate) const UNKNOWN: u32 = 999;
 
 /// Dynamic and static shared memory that a kernel has without asking for more.
 pub(crate) const SHARED_DEFAULT: usize = 48 << 10;
+
+/// What gives memory back in a stream's order.
+pub(crate) const FREE: &str = "cuMemFreeAsync";
 
 /// A failed call: its `CUresult`, and why.
 #[derive(Debug, Clone)]
@@ -72,9 +81,13 @@ pub(crate) struct Device {
     functions: Mutex<HashMap<u64, Arc<Function>>>,
     /// Streams and events that were made
     handles: Mutex<HashSet<u64>>,
+    /// The streams of handles of libraries
+    streams: Mutex<HashMap<u64, u64>>,
     next: AtomicU64,
     launches: AtomicU64,
-    seed: u64,
+    pub seed: u64,
+    /// Whether cooperative launches are refused, as by a device that others use, too
+    pub refuses_cooperative: bool,
     /// Whether it is an error to copy to the host what nobody has written
     pub unwritten_is_error: bool,
     /// The first fault of a kernel: every later call fails with it
@@ -137,10 +150,8 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         file.map_err(|error| eprintln!("emulated driver: {}: {error}", path.display())).ok()
     });
-    if std::env::var_os("PTX_EMULATOR_LEAKS").is_some() {
-        // SAFETY: a function of the C library, and one of ours that lives as long as the process
-        unsafe { atexit(report_leaks) };
-    }
+    // SAFETY: a function of the C library, and one of ours that lives as long as the process
+    unsafe { atexit(end) };
     Device {
         memory: Memory::new(number("PTX_EMULATOR_MEMORY_MB").unwrap_or(4096) as usize * (1 << 20)),
         limits: Limits {
@@ -152,9 +163,11 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         modules: Mutex::default(),
         functions: Mutex::default(),
         handles: Mutex::default(),
+        streams: Mutex::default(),
         next: AtomicU64::new(0x100),
         launches: AtomicU64::new(0),
         seed: number("PTX_EMULATOR_SEED").unwrap_or(1),
+        refuses_cooperative: std::env::var("PTX_EMULATOR_COOPERATIVE").is_ok_and(|how| how == "refuse"),
         unwritten_is_error: std::env::var("PTX_EMULATOR_UNWRITTEN").is_ok_and(|how| how == "error"),
         fault: Mutex::default(),
         report: OnceLock::new(),
@@ -170,8 +183,12 @@ unsafe extern "C" {
     fn atexit(f: extern "C" fn()) -> std::ffi::c_int;
 }
 
-/// Says, when the process ends, what was allocated and not freed.
-extern "C" fn report_leaks() {
+/// When the process ends, what still waits is done, and what was allocated and not freed is said, where that is wanted.
+extern "C" fn end() {
+    let _ = catch_unwind(|| streams::wait_for_all(&DEVICE));
+    if std::env::var_os("PTX_EMULATOR_LEAKS").is_none() {
+        return;
+    }
     let leaks = DEVICE.memory.leaks();
     if !leaks.is_empty() {
         let bytes: usize = leaks.iter().map(|(_, size)| size).sum();
@@ -198,6 +215,44 @@ impl Device {
         let handle = self.next.fetch_add(16, Relaxed);
         lock(&self.handles).insert(handle);
         handle
+    }
+
+    /// Does a stream's work. The first fault is kept, and is what later calls fail with; after it memory is given back, and nothing else is done.
+    pub fn do_work(&self, name: &str, work: Work) {
+        if self.check().is_err() {
+            if name == FREE {
+                let _ = catch_unwind(AssertUnwindSafe(|| work(self)));
+            }
+            return;
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(self)));
+        let outcome = outcome.unwrap_or_else(|_| Err(Failure::new(UNKNOWN, "a defect of the emulator")));
+        if let Err(failure) = outcome {
+            self.report(name, &failure);
+            lock(&self.fault).get_or_insert(failure);
+        }
+    }
+
+    /// The fault there was, if any.
+    pub fn check(&self) -> Outcome<()> {
+        lock(&self.fault).clone().map_or(Ok(()), Err)
+    }
+
+    pub fn check_handle(&self, handle: u64) -> Outcome<()> {
+        let known = lock(&self.handles).contains(&handle);
+        if known { Ok(()) } else { Err(Failure::new(INVALID_HANDLE, format!("{handle:#x} is no stream or event"))) }
+    }
+
+    /// Work of a library's handle, on the stream that it has been given.
+    pub fn put_of(&self, handle: u64, name: &'static str, work: crate::capture::Work) -> Outcome<()> {
+        let stream = lock(&self.streams).get(&handle).copied().unwrap_or(0);
+        crate::capture::put(self, stream, name, work)
+    }
+
+    /// Gives a library's handle its stream.
+    pub fn set_stream(&self, handle: u64, stream: u64) -> Outcome<()> {
+        lock(&self.streams).insert(handle, stream);
+        Ok(())
     }
 
     pub fn close(&self, handle: u64) -> Outcome<()> {
@@ -248,9 +303,13 @@ impl Device {
         found.ok_or_else(|| Failure::new(INVALID_HANDLE, format!("{handle:#x} is no function")))
     }
 
-    /// Runs a kernel to its end.
-    pub fn launch(&self, function: &Function, config: LaunchConfig, parameters: &[Vec<u8>]) -> Outcome<()> {
+    /// Refuses a launch that cannot be.
+    pub fn check_launch(&self, function: &Function, config: &LaunchConfig, parameters: &[Vec<u8>]) -> Outcome<()> {
         let kernel = &function.kernel;
+        if config.cooperative && self.refuses_cooperative {
+            let reason = "cooperative launch: the device is in use (PTX_EMULATOR_COOPERATIVE=refuse)".to_string();
+            return Err(Failure::from(Error::CooperativeTooLarge(reason)));
+        }
         let dynamic = *lock(&function.dynamic_shared);
         if config.dynamic_shared + kernel.static_shared() > SHARED_DEFAULT && config.dynamic_shared > dynamic {
             return Err(Failure::new(
@@ -261,6 +320,13 @@ impl Device {
                 ),
             ));
         }
+        let parameters: Vec<&[u8]> = parameters.iter().map(Vec::as_slice).collect();
+        Ok(kernel.check(config, &parameters, &self.limits).map(|_| ())?)
+    }
+
+    /// Runs a kernel to its end.
+    pub fn launch(&self, function: &Function, config: LaunchConfig, parameters: &[Vec<u8>]) -> Outcome<()> {
+        let kernel = &function.kernel;
         let number = self.launches.fetch_add(1, Relaxed);
         let seed = (self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).max(1);
         let config = LaunchConfig { seed, ..config };
@@ -281,16 +347,7 @@ impl Device {
             }
             self.record(&line);
         }
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let failure = Failure::from(error.clone());
-                if matches!(error, Error::Fault(_)) {
-                    lock(&self.fault).get_or_insert(failure.clone());
-                }
-                Err(failure)
-            }
-        }
+        Ok(result.map(|_| ())?)
     }
 
     /// A line of `PTX_EMULATOR_COUNTERS`, where that is wanted.

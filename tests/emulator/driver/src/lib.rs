@@ -1,6 +1,5 @@
 //! A stand-in for `libcuda.so.1` and the libraries that Candle's device links (cuBLAS, cuBLASLt, cuRAND, NVRTC, cudart): one shared object
-//! under all their names. Kernels run on [`ptx_emulator`], at once: a launch has ended when the call returns, and streams have nothing to
-//! wait for. `device.rs` is the device and its errors, the other files are the C interfaces.
+//! under all their names. Kernels run on [`ptx_emulator`], when something waits for them or later: `streams.rs` has the queues. `device.rs` is the device and its errors, the other files are the C interfaces.
 //!
 //! What is not here fails with "not supported" and its name on the standard error. No panic leaves the library.
 
@@ -9,6 +8,7 @@ mod capture;
 pub mod cuda;
 mod device;
 pub mod random;
+mod streams;
 mod stubs;
 
 pub use device::last_message;

@@ -37,7 +37,7 @@ fn fill<const SIZE: usize>(
     let mut generators = lock(&GENERATORS);
     let rng = generators.get_mut(&generator).ok_or_else(unknown)?;
     let bytes: Vec<u8> = (0..count).flat_map(|_| next(rng)).collect();
-    Ok(device.memory.write(at, &bytes)?)
+    device.put_of(generator, "curand", Box::new(move |device| Ok(device.memory.write(at, &bytes)?)))
 }
 
 /// Normal numbers come in pairs.
@@ -58,7 +58,7 @@ where
     mean + deviation * StandardNormal.sample(rng)
 }
 
-// Streams have nothing to wait for; uniform numbers are on (0, 1].
+// Uniform numbers are on (0, 1].
 entries! { random:
     fn curandCreateGenerator(generator: *mut u64, _kind: c_int) |device| {
         let handle = device.handle();
@@ -69,7 +69,7 @@ entries! { random:
         *lock(&GENERATORS).get_mut(&generator).ok_or_else(unknown)? = StdRng::seed_from_u64(seed);
         Ok(())
     }
-    fn curandSetStream(_generator: u64, _stream: u64) |_device| { Ok(()) }
+    fn curandSetStream(generator: u64, stream: u64) |device| { device.set_stream(generator, stream) }
     fn curandGenerateUniform(generator: u64, at: u64, count: usize) |device| {
         fill(device, generator, at, count, |rng| (1.0 - rng.random::<f32>()).to_le_bytes())
     }

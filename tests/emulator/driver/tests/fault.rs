@@ -1,4 +1,4 @@
-//! A kernel's fault: the launch fails, and so does everything after it, but for giving things back. In a process of its own.
+//! A kernel's fault: the launch is told by what waits for it, and so does everything after it fail, but for giving things back. In a process of its own.
 #![allow(missing_docs)]
 
 use std::ffi::c_void;
@@ -39,7 +39,8 @@ fn faults_stay_and_are_counted() {
         let mut launch =
             |threads| cuLaunchKernel(function, 1, 1, 1, threads, 1, 1, 0, 0, arguments.as_mut_ptr(), null_mut());
         assert_eq!(launch(32), 0);
-        assert_eq!(launch(33), 700);
+        assert_eq!(launch(33), 0, "it has not run yet");
+        assert_eq!(cuCtxSynchronize(), 700);
         let message = last_message();
         assert!(
             message.contains("out of bounds") && message.contains("kernel beyond, block (0, 0, 0), thread (32, 0, 0)"),

@@ -258,6 +258,9 @@ fn graphs() {
         assert_eq!(launch(scale, 1, 2, 0, stream, &mut arguments), 0);
         assert_eq!(cuStreamSynchronize(stream), 900, "nobody waits for a stream that is captured");
         assert_eq!(cuMemcpyDtoHAsync_v2(pointer(&mut value), to, 4, stream), 900);
+        assert_eq!(cuStreamEndCapture(stream, &mut graph), 901, "and who does breaks the capture");
+        assert_eq!(cuStreamBeginCapture_v2(stream, 0), 0);
+        assert_eq!(launch(scale, 1, 2, 0, stream, &mut arguments), 0);
         assert_eq!(cuStreamEndCapture(stream, &mut graph), 0);
         assert_eq!(download::<f32>(to, 2), [0.0, 0.0], "captured, not run");
         a = 5.0;
