@@ -22,6 +22,8 @@ pub(super) struct Call<'a, X: Element, W> {
     pub w: Rows<'a, W>,
     pub plan: Plan,
     pub arch: Arch,
+    /// Whether e^z neither overflows in a sum over the classes nor is flushed to 0, whatever the cosines: |c| ≤ 1 bounds every logit.
+    pub bounded: bool,
 }
 
 /// A class's part in the logits: z = s·c + b.
@@ -51,7 +53,10 @@ where
         let budget = params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES);
         let copies = W::as_acc(&[]).is_none();
         let plan = Plan::new(targets.rows.len().max(1), c, d, size_of::<X::Acc>(), budget, copies);
-        Self { params, targets, n, c, d, x, w, plan, arch: Arch::new() }
+        let largest = params.scale + (c as f64).ln(); // the largest b_j is 0
+        let smallest = params.log_prior.iter().fold(0.0, |least: f64, &b| least.min(b)) - params.scale;
+        let bounded = largest.max(-smallest) < -X::Acc::LOWEST - 3.0;
+        Self { params, targets, n, c, d, x, w, plan, arch: Arch::new(), bounded }
     }
 
     /// Does each piece of work, side by side where the problem is worth waking threads for.

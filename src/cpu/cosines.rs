@@ -7,7 +7,7 @@ use super::load::Block;
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
 use super::product::{Matrix, product};
-use super::statistics::{Accumulated, Partial};
+use super::statistics::{Accumulated, Partial, cosine};
 
 impl<X, W> Call<'_, X, W>
 where
@@ -52,11 +52,12 @@ where
                     || {
                         let tile = self.tile(classes.clone(), norms, &mut scratch);
                         product(cosines, false, tile.rows, unit);
-                        for (row, norm) in cosines.chunks_exact_mut(rows).zip(norms.iter()) {
-                            to_cosines(row, sigma(norm.expect("set with the tile")));
-                        }
                         if want {
-                            lane.partials.push(self.statistics(block, classes, cosines));
+                            lane.partials.push(self.statistics(cosines, block, classes, norms));
+                        } else {
+                            for (row, norm) in cosines.chunks_exact_mut(rows).zip(norms.iter()) {
+                                to_cosines(row, sigma(norm.expect("set with the tile")));
+                            }
                         }
                     },
                 );
@@ -75,13 +76,10 @@ where
     }
 }
 
-/// Products to cosines: times what W's rows still lack, clamped to [−1, 1]; NaN stays.
+/// Products to cosines.
 #[inline(always)]
-fn to_cosines<T: Real>(row: &mut [T], class_scale: T) {
-    let (low, high) = (T::ZERO - T::ONE, T::ONE);
+fn to_cosines<T: Real>(row: &mut [T], sigma: T) {
     for c in row {
-        let mut cosine = *c * class_scale;
-        cosine = if cosine > high { high } else { cosine };
-        *c = if cosine < low { low } else { cosine };
+        *c = cosine(*c, sigma);
     }
 }

@@ -18,11 +18,9 @@ pub(crate) struct RowState {
     pub cosine: f64,
     /// ψ′
     pub(super) dpsi: f64,
-    /// max_{j≠y} z_ij
-    pub(super) max: f64,
-    /// Σ_{j≠y} exp(z_ij − max)
-    pub(super) sum: f64,
-    /// δ = logsumexp_{j≠y} z_ij − z_iy
+    /// logsumexp_{j≠y} z_ij
+    pub(super) log_sum: f64,
+    /// δ = log_sum − z_iy
     pub(super) delta: f64,
 }
 
@@ -43,15 +41,15 @@ where
             let (angular, additive) = (params.angular[y], params.additive[y]);
             let margin = params.rule.target(cosine, angular, additive, hard, X::Acc::SIN_FLOOR);
             let z_y = params.scale * margin.psi + params.log_prior[y];
-            let (max, sum) = (all.max[i], all.sum[i]);
-            let delta = max + sum.ln() - z_y; // −∞ for C = 1
+            let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
+            let delta = log_sum - z_y;
             let mut loss = softplus(delta); // eqs. (5), (10), (11)
             if alpha > 0.0 {
                 let others = params.scale * all.total[i] + (prior_sum - params.log_prior[y]);
                 loss += alpha * (z_y - (others + z_y) / params.classes as f64);
             }
             let loss = target.weight * loss;
-            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, max, sum, delta }
+            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, delta }
         })
     }
 }

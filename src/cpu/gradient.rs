@@ -7,20 +7,20 @@ use super::finish::{RowState, sigmoid};
 use super::load::{Block, take_class};
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
-use super::vector::LANES;
+use super::vector::{LANES, load, map, store, sum, zip};
 use crate::problem::TargetRow;
 
-/// What g_ij = factor_i·exp(z_ij − max_i) − uniform_i takes of a row, j ≠ y. Each (R).
+/// What g_ij = factor_i·exp(z_ij − log_sum_i) − uniform_i takes of a row, j ≠ y. Each (R).
 #[derive(Debug, Clone)]
 pub(super) struct RowConstants<T> {
-    pub max: Vec<T>,
-    /// (∂L/∂ℓ)·ω·s·sigmoid(δ) / Σ exp(z − max)
+    pub log_sum: Vec<T>,
+    /// (∂L/∂ℓ)·ω·s·sigmoid(δ), and what rounding took off log_sum
     pub factor: Vec<T>,
     /// (∂L/∂ℓ)·ω·s·α/C
     pub uniform: Vec<T>,
     /// g_iy
     pub target: Vec<T>,
-    /// (c, max, factor, uniform) of the rows whose target is the class at hand
+    /// (c, log_sum, factor, uniform) of the rows whose target is the class at hand
     saved: Vec<(T, T, T, T)>,
 }
 
@@ -35,14 +35,16 @@ where
         let (alpha, classes) = (params.label_smoothing, params.classes as f64);
         let empty = || Vec::with_capacity(rows.len());
         let mut out =
-            RowConstants { max: empty(), factor: empty(), uniform: empty(), target: empty(), saved: Vec::new() };
+            RowConstants { log_sum: empty(), factor: empty(), uniform: empty(), target: empty(), saved: Vec::new() };
         for (target, state) in rows.iter().zip(states) {
             let upstream = upstream.map_or(1.0, |upstream| upstream[target.row]);
             let coefficient = upstream * factor * target.weight * params.scale; // (∂L/∂ℓ)·ω·s
             let away = sigmoid(state.delta); // 1 − p_y, with no subtraction
-            out.max.push(X::Acc::of(state.max));
-            // NaN for C = 1, where no class but the target is there to take it.
-            out.factor.push(X::Acc::of(coefficient * away / state.sum));
+            let log_sum = X::Acc::of(state.log_sum);
+            out.log_sum.push(log_sum);
+            // The rounding made good, e^r = 1 + r: NaN for C = 1, where no class but the target is there to take it.
+            let rounding = 1.0 + (log_sum.f64() - state.log_sum);
+            out.factor.push(X::Acc::of(coefficient * away * rounding));
             out.uniform.push(X::Acc::of(coefficient * alpha / classes));
             out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - away)));
         }
@@ -85,49 +87,62 @@ fn gradients<T: Real>(
     for &(_, row) in targets {
         // exp(z − ∞) = 0: the target's row of constants gives g = 0, whatever z is; its own g is put in below.
         let i = row as usize;
-        rows.saved.push((cosines[i], rows.max[i], rows.factor[i], rows.uniform[i]));
-        (rows.max[i], rows.factor[i], rows.uniform[i]) = (T::INFINITY, T::ZERO, T::ZERO);
+        rows.saved.push((cosines[i], rows.log_sum[i], rows.factor[i], rows.uniform[i]));
+        (rows.log_sum[i], rows.factor[i], rows.uniform[i]) = (T::INFINITY, T::ZERO, T::ZERO);
     }
 
     let n = cosines.len();
-    let (max, factor, uniform) = (&rows.max[..n], &rows.factor[..n], &rows.uniform[..n]);
+    let (log_sum, factor, uniform) = (&rows.log_sum[..n], &rows.factor[..n], &rows.uniform[..n]);
     let row_dots = &mut row_dots[..n];
     let mut dots = [T::ZERO; LANES];
-    let whole = n - n % LANES;
-    for start in (0..whole).step_by(LANES) {
-        let span = start..start + LANES;
-        let c: &mut [T; LANES] = (&mut cosines[span.clone()]).try_into().expect("a span of LANES");
-        let max: &[T; LANES] = max[span.clone()].try_into().expect("a span of LANES");
-        let factor: &[T; LANES] = factor[span.clone()].try_into().expect("a span of LANES");
-        let uniform: &[T; LANES] = uniform[span.clone()].try_into().expect("a span of LANES");
-        let row_dots: &mut [T; LANES] = (&mut row_dots[span]).try_into().expect("a span of LANES");
-        for l in 0..LANES {
-            let g = factor[l] * (logit.of(c[l]) - max[l]).exp() - uniform[l];
-            let dot = g * c[l];
-            row_dots[l] += dot;
-            dots[l] += dot;
-            c[l] = g * sigma;
-        }
+    let (whole, c_rest) = cosines.as_chunks_mut::<LANES>();
+    let ((log_sums, log_sum_rest), (factors, factor_rest)) =
+        (log_sum.as_chunks::<LANES>(), factor.as_chunks::<LANES>());
+    let ((uniforms, uniform_rest), (row_dot, dot_rest)) =
+        (uniform.as_chunks::<LANES>(), row_dots.as_chunks_mut::<LANES>());
+    for ((((c, log_sum), factor), uniform), row_dots) in
+        whole.iter_mut().zip(log_sums).zip(factors).zip(uniforms).zip(row_dot)
+    {
+        gradients_of_lanes(c, logit, sigma, log_sum, factor, uniform, row_dots, &mut dots);
     }
-    let mut class_dot = T::ZERO;
-    for dot in dots {
-        class_dot += dot;
+    if !c_rest.is_empty() {
+        let (mut c, mut dot) = (load(c_rest), load(dot_rest));
+        let (log_sum, factor, uniform) = (load(log_sum_rest), load(factor_rest), load(uniform_rest));
+        gradients_of_lanes(&mut c, logit, sigma, &log_sum, &factor, &uniform, &mut dot, &mut dots);
+        store(c_rest, c);
+        store(dot_rest, dot);
     }
-    for i in whole..n {
-        let c = cosines[i];
-        let g = factor[i] * (logit.of(c) - max[i]).exp() - uniform[i];
-        row_dots[i] += g * c;
-        class_dot += g * c;
-        cosines[i] = g * sigma;
-    }
+    let mut class_dot = sum(dots);
 
-    for (&(_, row), &(c, max, factor, uniform)) in targets.iter().zip(&rows.saved) {
+    for (&(_, row), &(c, log_sum, factor, uniform)) in targets.iter().zip(&rows.saved) {
         let i = row as usize;
-        (rows.max[i], rows.factor[i], rows.uniform[i]) = (max, factor, uniform);
+        (rows.log_sum[i], rows.factor[i], rows.uniform[i]) = (log_sum, factor, uniform);
         let g = rows.target[i];
         row_dots[i] += g * c;
         class_dot += g * c;
         cosines[i] = g * sigma;
     }
     class_dot
+}
+
+/// [`gradients`] of LANES rows; adds g·c to `row_dots` and to `dots`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn gradients_of_lanes<T: Real>(
+    c: &mut [T; LANES],
+    logit: Logit<T>,
+    sigma: T,
+    log_sum: &[T; LANES],
+    factor: &[T; LANES],
+    uniform: &[T; LANES],
+    row_dots: &mut [T; LANES],
+    dots: &mut [T; LANES],
+) {
+    let z = zip(*c, *log_sum, |c, log_sum| logit.of(c) - log_sum);
+    let p = zip(*factor, map(z, T::exp), |factor, e| factor * e);
+    let g = zip(p, *uniform, |p, uniform| p - uniform);
+    let dot = zip(g, *c, |g, c| g * c);
+    *row_dots = zip(*row_dots, dot, |sum, dot| sum + dot);
+    *dots = zip(*dots, dot, |sum, dot| sum + dot);
+    *c = map(g, |g| g * sigma);
 }

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 pub(super) trait Real:
     Element<Acc = Self>
     + PartialOrd
+    + Default
     + std::ops::Add<Output = Self>
     + std::ops::Sub<Output = Self>
     + std::ops::Mul<Output = Self>
@@ -20,6 +21,8 @@ pub(super) trait Real:
     const ONE: Self;
     const NEG_INFINITY: Self;
     const INFINITY: Self;
+    /// e^x is 0 below it.
+    const LOWEST: f64;
     /// √ε, the floor of sin θ
     const SIN_FLOOR: f64;
     /// Σ v² in this range has neither overflowed nor lost digits to underflow.
@@ -66,6 +69,7 @@ macro_rules! real {
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $real::NEG_INFINITY;
             const INFINITY: Self = $real::INFINITY;
+            const LOWEST: f64 = $lowest;
             const SIN_FLOOR: f64 = $sin_floor;
             const SAFE_SQUARES: std::ops::Range<f64> = $safe;
             const LONGEST: f64 = $longest;

@@ -7,16 +7,18 @@ use std::ops::Range;
 
 use super::call::{Call, Logit};
 use super::load::{Block, take_class};
+use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
+use super::vector::{self, LANES, load, map, store, zip};
 
 /// Per row, over the non-target classes of one tile: what the tiles of all classes fold into a log-sum. Each (R).
 #[derive(Debug)]
 pub(super) struct Statistics<'a, T> {
-    /// max z
+    /// max z, or 0 where no maximum is needed
     pub max: &'a mut [T],
     /// Σ exp(z − max)
     pub sum: &'a mut [T],
-    /// Σ c
+    /// Σ c, where labels are smoothed
     pub total: &'a mut [T],
     /// max c, the target included
     pub best: &'a mut [T],
@@ -32,9 +34,10 @@ pub(super) struct Partial<T> {
 }
 
 impl<T: Real> Partial<T> {
-    fn new(rows: usize) -> Self {
-        let mut values = vec![T::NEG_INFINITY; 4 * rows];
-        values[rows..3 * rows].fill(T::ZERO);
+    fn new(rows: usize, max: T) -> Self {
+        let mut values = vec![T::ZERO; 4 * rows];
+        values[..rows].fill(max);
+        values[3 * rows..].fill(T::NEG_INFINITY);
         Self { values, best_class: vec![0; rows] }
     }
 
@@ -49,11 +52,11 @@ impl<T: Real> Partial<T> {
 /// Statistics of a block's rows over the classes seen so far, (R) each.
 #[derive(Debug)]
 pub(super) struct Accumulated {
-    /// max_{j≠y} z
+    /// max_{j≠y} z, or 0 where no maximum is needed
     pub max: Vec<f64>,
     /// Σ_{j≠y} exp(z − max)
     pub sum: Vec<f64>,
-    /// Σ_{j≠y} c
+    /// Σ_{j≠y} c, where labels are smoothed
     pub total: Vec<f64>,
     best: Vec<f64>,
     pub best_class: Vec<u32>,
@@ -77,12 +80,12 @@ impl Accumulated {
     pub fn fold<T: Real>(&mut self, tile: &Statistics<T>) {
         for i in 0..self.max.len() {
             let (max, sum) = (tile.max[i].f64(), tile.sum[i].f64());
-            if max > self.max[i] {
+            if max == self.max[i] || max == f64::NEG_INFINITY {
+                // −∞: no non-target in the tile (0), or NaN: (−∞) − (−∞) is not to be formed.
+                self.sum[i] += sum;
+            } else if max > self.max[i] {
                 self.sum[i] = self.sum[i] * (self.max[i] - max).exp() + sum;
                 self.max[i] = max;
-            } else if max == f64::NEG_INFINITY {
-                // No non-target in the tile (0), or NaN: (−∞) − (−∞) is not to be formed.
-                self.sum[i] += sum;
             } else {
                 self.sum[i] += sum * (max - self.max[i]).exp();
             }
@@ -100,74 +103,134 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    /// A tile's statistics, from its cosines (classes, R).
+    /// A tile's products of W and X̂ᵀ (classes, R) to cosines, in place, and their statistics.
+    ///
+    /// Where the logits' range is safe ([`Call::bounded`]) the sums take no maximum off: one sweep instead of two.
     #[inline(always)]
-    pub fn statistics(&self, block: &Block<X::Acc>, classes: Range<usize>, cosines: &[X::Acc]) -> Partial<X::Acc> {
+    pub fn statistics(
+        &self,
+        products: &mut [X::Acc],
+        block: &Block<X::Acc>,
+        classes: Range<usize>,
+        norms: &[Option<Norm>],
+    ) -> Partial<X::Acc> {
         let rows = block.rows.len();
-        let mut partial = Partial::new(rows);
+        let mut partial = Partial::new(rows, if self.bounded { X::Acc::ZERO } else { X::Acc::NEG_INFINITY });
         let mut saved = Vec::new();
         let mut out = partial.view(rows);
-        let mut targets = block.targets_in(&classes);
-        for (row, class) in cosines.chunks_exact(rows).zip(classes.clone()) {
-            let of_class = take_class(&mut targets, class as u32);
-            maxima(row, class as u32, self.logit(class), of_class, &mut saved, &mut out);
+        if !self.bounded {
+            let mut targets = block.targets_in(&classes);
+            for ((row, class), norm) in products.chunks_exact(rows).zip(classes.clone()).zip(norms) {
+                let of_class = take_class(&mut targets, class as u32);
+                let sigma = sigma(norm.expect("set with the tile"));
+                maxima(row, sigma, self.logit(class), of_class, &mut saved, out.max);
+            }
         }
         let mut targets = block.targets_in(&classes);
-        for (row, class) in cosines.chunks_exact(rows).zip(classes) {
+        for ((row, class), norm) in products.chunks_exact_mut(rows).zip(classes).zip(norms) {
             let of_class = take_class(&mut targets, class as u32);
-            sums(row, self.logit(class), of_class, &mut saved, &mut out);
+            let sigma = sigma(norm.expect("set with the tile"));
+            sums(row, sigma, class as u32, self.logit(class), of_class, &mut saved, &mut out);
+            if self.params.label_smoothing > 0.0 {
+                saved.clear();
+                saved.extend(of_class.iter().map(|&(_, row)| out.total[row as usize]));
+                vector::add(out.total, row);
+                of_class.iter().zip(&saved).for_each(|(&(_, row), &before)| out.total[row as usize] = before);
+            }
         }
         partial
     }
 }
 
-/// A tile's first pass, one class: maxima and sums. `targets` are the rows whose target is this class.
+/// A product of ŵ/σ and x̂ to a cosine, clamped to [−1, 1]; NaN stays.
+#[inline(always)]
+pub(super) fn cosine<T: Real>(product: T, sigma: T) -> T {
+    let (low, high) = (T::ZERO - T::ONE, T::ONE);
+    let c = product * sigma;
+    let c = if c > high { high } else { c };
+    if c < low { low } else { c }
+}
+
+/// Of one class, into `max` (R). `targets` are the rows whose target is this class.
 #[inline(always)]
 fn maxima<T: Real>(
-    cosines: &[T],
-    class: u32,
+    products: &[T],
+    sigma: T,
     logit: Logit<T>,
     targets: &[(u32, u32)],
-    saved: &mut Vec<(T, T)>,
-    out: &mut Statistics<T>,
+    saved: &mut Vec<T>,
+    max: &mut [T],
 ) {
     saved.clear();
-    saved.extend(targets.iter().map(|&(_, row)| (out.max[row as usize], out.total[row as usize])));
-    let rows = cosines.len();
-    let (max, total) = (&mut out.max[..rows], &mut out.total[..rows]);
-    let (best, best_class) = (&mut out.best[..rows], &mut out.best_class[..rows]);
-    for i in 0..rows {
-        let c = cosines[i];
-        let z = logit.of(c);
-        max[i] = if z > max[i] { z } else { max[i] };
-        total[i] += c;
-        best_class[i] = if c > best[i] { class } else { best_class[i] };
-        best[i] = if c > best[i] { c } else { best[i] };
+    saved.extend(targets.iter().map(|&(_, row)| max[row as usize]));
+    for (max, &product) in max.iter_mut().zip(products) {
+        let z = logit.of(cosine(product, sigma));
+        *max = if z > *max { z } else { *max };
     }
-    for (&(_, row), &(max, total)) in targets.iter().zip(saved.iter()) {
-        (out.max[row as usize], out.total[row as usize]) = (max, total);
+    for (&(_, row), &before) in targets.iter().zip(saved.iter()) {
+        max[row as usize] = before;
     }
 }
 
-/// A tile's second pass, one class: Σ exp(z − max).
+/// One class: products to cosines, their sum of exponentials and their best.
 #[inline(always)]
 fn sums<T: Real>(
-    cosines: &[T],
+    products: &mut [T],
+    sigma: T,
+    class: u32,
     logit: Logit<T>,
     targets: &[(u32, u32)],
-    saved: &mut Vec<(T, T)>,
+    saved: &mut Vec<T>,
     out: &mut Statistics<T>,
 ) {
     saved.clear();
-    saved.extend(targets.iter().map(|&(_, row)| (out.sum[row as usize], T::ZERO)));
-    let rows = cosines.len();
+    saved.extend(targets.iter().map(|&(_, row)| out.sum[row as usize]));
+    let rows = products.len();
     let (max, sum) = (&out.max[..rows], &mut out.sum[..rows]);
-    for i in 0..rows {
-        sum[i] += (logit.of(cosines[i]) - max[i]).exp();
+    let (best, best_class) = (&mut out.best[..rows], &mut out.best_class[..rows]);
+    let (whole, c_rest) = products.as_chunks_mut::<LANES>();
+    let ((max, max_rest), (sum, sum_rest)) = (max.as_chunks::<LANES>(), sum.as_chunks_mut::<LANES>());
+    let ((best, best_rest), (classes, classes_rest)) =
+        (best.as_chunks_mut::<LANES>(), best_class.as_chunks_mut::<LANES>());
+    for ((((c, max), sum), best), best_class) in whole.iter_mut().zip(max).zip(sum).zip(best).zip(classes) {
+        sums_of_lanes(c, sigma, class, logit, max, sum, best, best_class);
     }
-    for (&(_, row), &(sum, _)) in targets.iter().zip(saved.iter()) {
-        out.sum[row as usize] = sum;
+    if !c_rest.is_empty() {
+        let (mut c, mut sum, mut best) = (load(c_rest), load(sum_rest), load(best_rest));
+        let mut best_class = load(classes_rest);
+        sums_of_lanes(&mut c, sigma, class, logit, &load(max_rest), &mut sum, &mut best, &mut best_class);
+        store(c_rest, c);
+        store(sum_rest, sum);
+        store(best_rest, best);
+        store(classes_rest, best_class);
     }
+    for (&(_, row), &before) in targets.iter().zip(saved.iter()) {
+        out.sum[row as usize] = before;
+    }
+}
+
+/// [`sums`] of LANES rows.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn sums_of_lanes<T: Real>(
+    c: &mut [T; LANES],
+    sigma: T,
+    class: u32,
+    logit: Logit<T>,
+    max: &[T; LANES],
+    sum: &mut [T; LANES],
+    best: &mut [T; LANES],
+    best_class: &mut [u32; LANES],
+) {
+    *c = map(*c, |product| cosine(product, sigma));
+    let z = zip(*c, *max, |c, max| logit.of(c) - max);
+    *sum = zip(*sum, map(z, T::exp), |sum, e| sum + e);
+    for l in 0..LANES {
+        // By a mask, not `if`: of two selects by one condition the compiler makes a branch.
+        let better = 0u32.wrapping_sub(u32::from(c[l] > best[l]));
+        best_class[l] = (class & better) | (best_class[l] & !better);
+    }
+    *best = zip(*c, *best, |c, best| if c > best { c } else { best });
 }
 
 #[cfg(test)]

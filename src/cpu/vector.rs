@@ -4,8 +4,66 @@
 
 use super::numeric::Real;
 
-/// Values handled together in sums.
+/// Values handled together: a vector, by value so that the compiler keeps it in registers.
 pub(super) const LANES: usize = 16;
+
+/// LANES values; where there are fewer, zeros (or what else is the default) beyond them.
+#[inline(always)]
+pub(super) fn load<T: Copy + Default>(values: &[T]) -> [T; LANES] {
+    match values.first_chunk::<LANES>() {
+        Some(all) => *all,
+        None => {
+            let mut out = [T::default(); LANES];
+            for (out, &value) in out.iter_mut().zip(values) {
+                *out = value;
+            }
+            out
+        }
+    }
+}
+
+/// As many of the values as there is room for.
+#[inline(always)]
+pub(super) fn store<T: Copy>(out: &mut [T], values: [T; LANES]) {
+    match out.first_chunk_mut::<LANES>() {
+        Some(all) => *all = values,
+        None => {
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = value;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn map<T: Copy>(mut a: [T; LANES], f: impl Fn(T) -> T) -> [T; LANES] {
+    for value in &mut a {
+        *value = f(*value);
+    }
+    a
+}
+
+#[inline(always)]
+pub(super) fn zip<T: Copy>(mut a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> T) -> [T; LANES] {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a = f(*a, b);
+    }
+    a
+}
+
+/// Σ, by halves.
+#[inline(always)]
+pub(super) fn sum<T: Real>(mut a: [T; LANES]) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            let other = a[l + width];
+            a[l] += other;
+        }
+        width /= 2;
+    }
+    a[0]
+}
 
 /// `out -= factor · values`
 #[inline(always)]
@@ -35,19 +93,18 @@ pub(super) fn scale<T: Real>(out: &mut [T], factor: T) {
 /// Σ v²
 #[inline(always)]
 pub(super) fn sum_of_squares<T: Real>(values: &[T]) -> T {
-    let mut sums = [T::ZERO; 4 * LANES];
-    let mut chunks = values.chunks_exact(4 * LANES);
-    for chunk in &mut chunks {
-        for (sum, &value) in sums.iter_mut().zip(chunk) {
-            *sum = value.mul_add(value, *sum);
+    let mut sums = [[T::ZERO; LANES]; 4];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let (fours, whole) = whole.as_chunks::<4>();
+    for four in fours {
+        for (sum, v) in sums.iter_mut().zip(four) {
+            *sum = zip(*sum, *v, |sum, v| v.mul_add(v, sum));
         }
     }
-    let mut sum = T::ZERO;
-    for &value in chunks.remainder() {
-        sum = value.mul_add(value, sum);
+    for v in whole {
+        sums[0] = zip(sums[0], *v, |sum, v| v.mul_add(v, sum));
     }
-    for part in sums {
-        sum += part;
-    }
-    sum
+    sums[1] = zip(sums[1], load(rest), |sum, v| v.mul_add(v, sum));
+    let add = |a, b| zip(a, b, |a, b| a + b);
+    sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])))
 }
