@@ -42,8 +42,9 @@ where
             let away = sigmoid(state.delta); // 1 − p_y, with no subtraction
             let log_sum = X::Acc::of(state.log_sum);
             out.log_sum.push(log_sum);
-            // The rounding made good, e^r = 1 + r: NaN for C = 1, where no class but the target is there to take it.
-            let rounding = 1.0 + (log_sum.f64() - state.log_sum);
+            // The rounding made good by e^r: at the largest scale r reaches 32. Where it is more, every other class is out, and `away` is 0. NaN for
+            // C = 1, where no class but the target is there to take it.
+            let rounding = (log_sum.f64() - state.log_sum).min(80.0).exp();
             out.factor.push(X::Acc::of(coefficient * away * rounding));
             out.uniform.push(X::Acc::of(coefficient * alpha / classes));
             out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - away)));
