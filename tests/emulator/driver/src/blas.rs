@@ -7,6 +7,7 @@ use std::sync::Arc;
 use gemm::Parallelism;
 use half::{bf16, f16};
 
+use crate::capture;
 use crate::device::{Device, Failure, INVALID_VALUE, NOT_SUPPORTED, Outcome, call, entries, put, release};
 
 /// `cudaDataType`
@@ -281,7 +282,7 @@ unsafe fn product(
     }
     .check()
     .map(Arc::new)
-    .and_then(|product| device.put_of(handle, "cublas", Box::new(move |device| product.run(device))))
+    .and_then(|product| capture::put_of(device, handle, "cublas", Box::new(move |device| product.run(device))))
 }
 
 // Factors are on the host.

@@ -47,6 +47,12 @@ struct Kept {
 
 static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 
+/// Work of a library's handle, on the stream that it has been given.
+pub(crate) fn put_of(device: &Device, handle: u64, name: &'static str, work: Work) -> Outcome<()> {
+    let stream = lock(&device.streams).get(&handle).copied().unwrap_or(0);
+    put(device, stream, name, work)
+}
+
 /// Puts work into a stream, or keeps it for the graph that the stream is captured into.
 pub(crate) fn put(device: &Device, stream: u64, name: &'static str, work: Work) -> Outcome<()> {
     let stream = Stream::new(stream);

@@ -11,8 +11,6 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ptx_emulator::{Error, Kernel, LaunchConfig, Limits, Memory, Module};
 
-use crate::streams::{self, Work};
-
 /// `CUresult` values that are not an [`Error`]'s.
 pub(crate) const SUCCESS: u32 = 0;
 pub(crate) const INVALID_VALUE: u32 = 1;
@@ -82,7 +80,9 @@ pub(crate) struct Device {
     /// Streams and events that were made
     handles: Mutex<HashSet<u64>>,
     /// The streams of handles of libraries
-    streams: Mutex<HashMap<u64, u64>>,
+    pub streams: Mutex<HashMap<u64, u64>>,
+    /// Does what still waits in the streams; set by the first that is put there
+    pub finish: OnceLock<fn(&Device) -> Outcome<()>>,
     next: AtomicU64,
     launches: AtomicU64,
     pub seed: u64,
@@ -145,6 +145,9 @@ fn claims(text: &str) -> Vec<(i32, i32)> {
         .collect()
 }
 
+/// What a stream is to do.
+pub(crate) type Work = Box<dyn FnOnce(&Device) -> Outcome<()> + Send>;
+
 static DEVICE: LazyLock<Device> = LazyLock::new(|| {
     let counters = std::env::var_os("PTX_EMULATOR_COUNTERS").and_then(|path| {
         let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -169,6 +172,7 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         seed: number("PTX_EMULATOR_SEED").unwrap_or(1),
         refuses_cooperative: std::env::var("PTX_EMULATOR_COOPERATIVE").is_ok_and(|how| how == "refuse"),
         unwritten_is_error: std::env::var("PTX_EMULATOR_UNWRITTEN").is_ok_and(|how| how == "error"),
+        finish: OnceLock::new(),
         fault: Mutex::default(),
         report: OnceLock::new(),
         counters: counters.map(Mutex::new),
@@ -185,7 +189,7 @@ unsafe extern "C" {
 
 /// When the process ends, what still waits is done, and what was allocated and not freed is said, where that is wanted.
 extern "C" fn end() {
-    let _ = catch_unwind(|| streams::wait_for_all(&DEVICE));
+    let _ = catch_unwind(|| DEVICE.finish.get().map(|finish| finish(&DEVICE)));
     if std::env::var_os("PTX_EMULATOR_LEAKS").is_none() {
         return;
     }
@@ -241,12 +245,6 @@ impl Device {
     pub fn check_handle(&self, handle: u64) -> Outcome<()> {
         let known = lock(&self.handles).contains(&handle);
         if known { Ok(()) } else { Err(Failure::new(INVALID_HANDLE, format!("{handle:#x} is no stream or event"))) }
-    }
-
-    /// Work of a library's handle, on the stream that it has been given.
-    pub fn put_of(&self, handle: u64, name: &'static str, work: crate::capture::Work) -> Outcome<()> {
-        let stream = lock(&self.streams).get(&handle).copied().unwrap_or(0);
-        crate::capture::put(self, stream, name, work)
     }
 
     /// Gives a library's handle its stream.

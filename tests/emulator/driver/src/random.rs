@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
+use crate::capture;
 use crate::device::{Device, Failure, INVALID_HANDLE, INVALID_VALUE, Outcome, call, entries, lock, put, release};
 
 static GENERATORS: LazyLock<Mutex<HashMap<u64, StdRng>>> = LazyLock::new(Mutex::default);
@@ -37,7 +38,7 @@ fn fill<const SIZE: usize>(
     let mut generators = lock(&GENERATORS);
     let rng = generators.get_mut(&generator).ok_or_else(unknown)?;
     let bytes: Vec<u8> = (0..count).flat_map(|_| next(rng)).collect();
-    device.put_of(generator, "curand", Box::new(move |device| Ok(device.memory.write(at, &bytes)?)))
+    capture::put_of(device, generator, "curand", Box::new(move |device| Ok(device.memory.write(at, &bytes)?)))
 }
 
 /// Normal numbers come in pairs.

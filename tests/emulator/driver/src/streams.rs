@@ -4,10 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{LazyLock, Mutex};
 use std::thread::{self, ThreadId};
 
-use crate::device::{Device, Outcome, lock};
-
-/// What a stream is to do.
-pub(crate) type Work = Box<dyn FnOnce(&Device) -> Outcome<()> + Send>;
+use crate::device::{Device, Outcome, Work, lock};
 
 /// A stream by its handle, and by its thread where it is `CU_STREAM_PER_THREAD`, which is another one in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -147,6 +144,7 @@ fn put_numbered(
         let mut queues = lock(&QUEUES);
         if queues.next == 0 {
             queues.random = device.seed;
+            device.finish.get_or_init(|| wait_for_all);
         }
         let work = work(queues.next + 1);
         let number = queues.put(stream, after, name, work);
