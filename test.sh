@@ -21,6 +21,8 @@ fi
 
 cargo test --release --workspace
 
+cargo run --release --example recipes
+
 # The experiments of docs/experiments.md, every setting of them, with little to do.
 RAYON_NUM_THREADS=1 cargo run --release --example experiments -- --dataset detexify --seeds 2 --epochs 2 --out target/experiments-test
 

@@ -170,11 +170,7 @@ fn check_gradients(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<()> {
 /// Whether a call takes its device's fused path; false for the composed one.
 fn is_fused(problem: &Problem) -> Result<bool> {
     let device = problem.features.device();
-    let has_path = match device {
-        Device::Cpu => true,
-        Device::Cuda(_) => cfg!(feature = "cuda"),
-        _ => false,
-    };
+    let has_path = device.is_cpu() || (device.is_cuda() && cfg!(feature = "cuda"));
     match problem.params().path {
         Path::Composed => Ok(false),
         Path::Fused if !has_path => Err(no_path(device)),

@@ -402,3 +402,46 @@ fn hard_positives_ignore_margin_and_prior() -> Result<()> {
     assert!((out.accuracy()? - 2.0 / 3.0).abs() < 1e-12 && (out.hard_positive_rate()? - 1.0 / 3.0).abs() < 1e-12);
     Ok(())
 }
+
+/// Cosines of rows of ±2^k are fractions of whole numbers, exact in every type: to the bit those of integer arithmetic, at sizes on both sides of tiles
+/// and steps. A wrong index or tail has no tolerance to hide in.
+#[test]
+fn cosines_of_powers_of_two_are_exact() -> Result<()> {
+    // D with 4^k places that are not 0, and some that are: norms are powers of two.
+    let dims = [(1, 1), (5, 4), (16, 16), (19, 16), (64, 64), (70, 64), (300, 256)];
+    let sizes = [(1, 3), (33, 17), (64, 64), (70, 65), (130, 129)];
+    for (d, full) in dims {
+        for (n, c) in sizes {
+            let sign = |i: usize, k: usize, salt: usize| {
+                let mixed = (i * 7919 + k * 104_729 + salt * 31).wrapping_mul(2_654_435_761) >> 7;
+                if mixed & 1 == 0 { 1.0 } else { -1.0 }
+            };
+            let rows = |count: usize, salt: usize| -> Vec<f64> {
+                let value =
+                    |i: usize, k: usize| if k < full { sign(i, k, salt) * 2f64.powi(i as i32 % 5 - 2) } else { 0.0 };
+                (0..count * d).map(|at| value(at / d, at % d)).collect()
+            };
+            let (x, w) = (rows(n, 1), rows(c, 2));
+            let y: Vec<i64> = (0..n as i64).map(|i| i % c as i64).collect();
+            let cosine =
+                |i: usize, j: usize| (0..full).map(|k| sign(i, k, 1) * sign(j, k, 2)).sum::<f64>() / full as f64;
+            let predicted = |i: usize| (1..c).fold(0, |best, j| if cosine(i, j) > cosine(i, best) { j } else { best });
+            for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+                let inputs = Inputs {
+                    x: Tensor::new(&x[..], &device())?.reshape((n, d))?.to_dtype(dtype)?,
+                    w: Tensor::new(&w[..], &device())?.reshape((c, d))?.to_dtype(dtype)?,
+                    y: Tensor::new(&y[..], &device())?,
+                    sample_weights: None,
+                };
+                let out =
+                    off_tape(&MarginLoss::builder(c).scale(16.0).streaming(common::streaming()).build()?, &inputs)?;
+                for i in 0..n {
+                    let label = format!("{n} {c} {d} {dtype:?}: row {i}");
+                    assert_eq!(out.target_cosine[i], cosine(i, y[i] as usize), "{label}");
+                    assert_eq!(out.predicted[i] as usize, predicted(i), "{label}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
