@@ -116,9 +116,13 @@ fn gradients_by_their_upstream() -> Result<()> {
                     let bound = if exact { 0.0 } else { 4.0 * epsilon(var.dtype()) * size(expected) };
                     assert!(distance(&flat(found), expected) <= bound, "{label}: {what} of {of_x} {of_w}");
                     if of_x && of_w && !wide {
-                        // Below 6·10⁻⁵ f16 steps by 6·10⁻⁸: half a step before, which −2.5 makes larger, and half a step after.
-                        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= epsilon(var.dtype()) * b.abs() + 1.8 * 6e-8;
-                        assert!(flat(found).iter().zip(expected).all(near), "{label}: {what}, element by element");
+                        // Three roundings of half a step each: of what is found, and of what is expected before and after. Below 6·10⁻⁵ f16
+                        // steps by 6·10⁻⁸, and −2.5 makes the first of them larger.
+                        let near =
+                            |(a, b): (&f64, &f64)| (a - b).abs() <= 1.51 * epsilon(var.dtype()) * b.abs() + 2.3 * 6e-8;
+                        let found = flat(found);
+                        let far = found.iter().zip(expected).find(|&pair| !near(pair));
+                        assert!(far.is_none(), "{label}: {what}, an element and what is expected: {far:?}");
                     }
                 }
             }

@@ -279,7 +279,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
              DBM-BS, loss and both gradients, on the emulated device (H100's limits): kernel launches beside products by cuBLAS, which count with the least bytes\n\
              that they can move; bytes that warps asked of global memory, and distinct sectors that each launch touched (a read and a write of one sector are two), over the\n\
              compulsory X + W + dX + dW. Conflicts are shared-memory wavefronts beyond the first, those of matrix loads apart; memory is what was in use\n\
-             at the launch that found most, inputs and gradients included; instructions are of threads. At D = 512 there are fewer tiles of dX than places for blocks: its sums are split, and the parts, written and\n\
+             at the launch that found most, inputs and gradients included; instructions are of threads (lines without that number are of an earlier recording, before the loops on tensor cores were made anew). At D = 512 there are fewer tiles of dX than places for blocks: its sums are split, and the parts, written and\n\
              read once, add 0.8. Written and checked by `tests/figures.rs`.\n\n\
              | N | C | D | type | | launches | cuBLAS | requested | distinct | bank conflicts | of ldmatrix | mma flop / 2NCD | MB | M instructions |\n\
              |---:|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
