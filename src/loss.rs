@@ -139,7 +139,7 @@ impl MarginLoss {
         self.params.scale
     }
 
-    /// The loss: a scalar, or (N) for [`Reduction::None`].
+    /// The loss: a scalar, or (N) for [`Reduction::None`](crate::Reduction::None).
     ///
     /// - `features` X: (N, D), f16, bf16, f32 or f64, any strides. `weight` W: (C, D), of the same dtype, or f32 beside f16 or bf16 features.
     /// - `labels` y: (N), `u8`, `u32` or `i64`.
@@ -171,7 +171,7 @@ impl MarginLoss {
 
     /// The loss, ∂L/∂X (N, D) and ∂L/∂W (C, D) without Candle's tape: no zero-filled gradient, no addition, and X and W need not be tracked.
     ///
-    /// For [`Reduction::None`] the gradients are those of the sum.
+    /// For [`Reduction::None`](crate::Reduction::None) the gradients are those of the sum.
     ///
     /// # Errors
     /// As [`MarginLoss::output`].

@@ -4,8 +4,8 @@
 //! - [`Ncl`]: nested collaborative learning of several experts (Li et al., CVPR 2022).
 //! - [`Gml`]: Gaussian-mixture-likelihood learning with a teacher (Suh and Seo, ICML 2023).
 //!
-//! Each has its plain form, `bs` (balanced softmax over s·cos, no margin), and its DBM form, `dbm` ([`MarginLoss::dbm_bs`]), both at the presets'
-//! scale s = 32; `builder` takes any other [`MarginLoss`] that reduces by [`Reduction::Mean`] and ignores no row. `docs/companions.md` says which
+//! Each has its plain form, `bs` (balanced softmax over s·cos, no margin), and its DBM form, `dbm` ([`MarginLoss::dbm_bs`](crate::MarginLoss::dbm_bs)), both at the presets'
+//! scale s = 32; `builder` takes any other [`MarginLoss`](crate::MarginLoss) that reduces by [`Reduction::Mean`](crate::Reduction::Mean) and ignores no row. `docs/companions.md` says which
 //! equations are followed, where the authors' public code differs from their papers, and what could not be verified.
 //!
 //! All but the classification term is composed of Candle ops with Candle's autograd, in f32, or in f64 for f64: f16 and bf16 are widened, and
