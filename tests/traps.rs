@@ -435,9 +435,9 @@ fn cosines_of_powers_of_two_are_exact() -> Result<()> {
                 };
                 let out =
                     off_tape(&MarginLoss::builder(c).scale(16.0).streaming(common::streaming()).build()?, &inputs)?;
-                for i in 0..n {
+                for (i, &target) in y.iter().enumerate() {
                     let label = format!("{n} {c} {d} {dtype:?}: row {i}");
-                    assert_eq!(out.target_cosine[i], cosine(i, y[i] as usize), "{label}");
+                    assert_eq!(out.target_cosine[i], cosine(i, target as usize), "{label}");
                     assert_eq!(out.predicted[i] as usize, predicted(i), "{label}");
                 }
             }
