@@ -98,7 +98,7 @@ impl ClassCounts {
             })
             .collect();
         if let Some(class) = n.iter().position(|&count| count == 0) {
-            return Err(Error::Counts(format!("the profile leaves class {class} without a sample")));
+            return Err(Error::Counts(format!("class {class} has no sample")));
         }
         Self::new(n)
     }
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(text(ClassCounts::new(vec![0, 0])), "class counts: no class has a sample");
         assert_eq!(text(ClassCounts::new(vec![u64::MAX, 1])), "class counts: the counts' sum is more than 2⁶⁴ − 1");
         let profile = ClassCounts::exponential(5, 3, 10.0);
-        assert_eq!(text(profile), "class counts: the profile leaves class 2 without a sample");
+        assert_eq!(text(profile), "class counts: class 2 has no sample");
         assert_eq!(text(ClassCounts::new(Vec::new())), "class counts: at least one class is needed");
         assert_eq!(text(ClassCounts::from_labels([0, 5], 2)), "class counts: label 5 at position 1 is not in 0..2");
         assert!(text(ClassCounts::exponential(10, 3, f64::NAN)).contains("imbalance factor"));
