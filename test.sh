@@ -49,7 +49,7 @@ if [ "$nvcc" = yes ]; then
     (
         set -e
         cuda --lib cuda
-        cuda --test cuda --test tf32 --test candle_cuda --test targets --test figures --test sass
+        cuda --test cuda --test tf32 --test candle_cuda --test targets --test figures
         PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
         export PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1
         cuda --test golden --test oracle -- f64 lower
@@ -59,6 +59,7 @@ if [ "$nvcc" = yes ]; then
     # shellcheck disable=SC2086
     MARGIN_LOSS_DEVICE=cuda cuda $suites
     MARGIN_LOSS_DEVICE=cuda cuda --test train -- a_few_steps_of_every_method
+    cuda --test sass
     # Every way that the benchmark times, checked and run once, and the main job on the device, with little to do.
     sh tests/emulator/run.sh cargo bench --features cuda --bench cuda -- --test
     sh tests/emulator/run.sh cargo run --release --features cuda --example longtail -- --device cuda --classes 10 --renderings 1 --epochs 2 \
