@@ -50,7 +50,7 @@ fn existing_loop() -> Result<(f32, f32)> {
     Ok((losses[0], losses[losses.len() - 1]))
 }
 
-/// A batch in parts, each worked off before the next: the gradients are those of the whole, and only one dW is held.
+/// A batch in parts, each worked off before the next: the gradients are those of the whole, and no more is held than their sum so far and the part's.
 fn gradient_accumulation() -> Result<f32> {
     let vars = VarMap::new();
     let (backbone, head) = model(&vars)?;

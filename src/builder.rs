@@ -143,7 +143,7 @@ impl MarginLossBuilder {
     /// By default they are made with the loss: three products of 2·N·C·D flop, and dX and dW (f32 for half types) are held until backward. With this
     /// a loss holds O(N) until then, and backward makes the cosines once more: four products. To be taken where several losses are added up before one
     /// backward: several heads, or a batch in parts. Where only the memory of gradient *accumulation* matters, a backward a part
-    /// ([`MarginLoss::backward`](crate::MarginLoss::backward)) holds one dW whatever the number of parts. X and W must not change between forward and
+    /// ([`MarginLoss::backward`](crate::MarginLoss::backward)) holds no more than the sum so far and the part's own, whatever the number of parts. X and W must not change between forward and
     /// backward: on the CPU that is an error, on a CUDA device it goes unseen.
     pub fn recompute_gradients(mut self, recompute: bool) -> Self {
         self.recompute_gradients = recompute;
