@@ -23,13 +23,20 @@ fn batch(n: usize, seed: usize) -> Result<(Tensor, Tensor)> {
     Ok((Tensor::from_vec(inputs, (n, INPUTS), &Device::Cpu)?, Tensor::from_vec(labels, n, &Device::Cpu)?))
 }
 
-/// A backbone and a bias-free head, as a plain classifier has them.
+/// A backbone and a bias-free head, as a plain classifier has them; new ones begin with the same numbers in every run.
 fn model(vars: &VarMap) -> Result<(Linear, Linear)> {
+    let is_new = vars.all_vars().is_empty();
     let vb = VarBuilder::from_varmap(vars, DType::F32, &Device::Cpu);
-    Ok((
-        candle_nn::linear(INPUTS, FEATURES, vb.pp("backbone"))?,
-        candle_nn::linear_no_bias(FEATURES, CLASSES, vb.pp("head"))?,
-    ))
+    let backbone = candle_nn::linear(INPUTS, FEATURES, vb.pp("backbone"))?;
+    let head = candle_nn::linear_no_bias(FEATURES, CLASSES, vb.pp("head"))?;
+    if is_new {
+        for (name, var) in vars.data().lock().expect("no thread has panicked").iter() {
+            let value = |i: usize| ((i * 7919 + name.len() * 104_729 + i * i * 31) % 1009) as f32 / 1009.0 - 0.5;
+            let values: Vec<f32> = (0..var.elem_count()).map(value).collect();
+            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+        }
+    }
+    Ok((backbone, head))
 }
 
 /// A loop that had `candle_nn::loss::cross_entropy`: one line changes.
