@@ -35,6 +35,7 @@ mod options;
 mod output;
 mod problem;
 pub mod reference;
+mod row_loss;
 mod schedule;
 
 pub use builder::MarginLossBuilder;
@@ -45,6 +46,7 @@ pub use loss::MarginLoss;
 pub use margin::{AngleRange, InstanceGate, Margin, TargetGradient};
 pub use options::{ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, Path, Prior, Reduction};
 pub use output::{IGNORED, LossOutput};
+pub use row_loss::RowLoss;
 pub use schedule::LossSchedule;
 
 use candle_core::Tensor;
