@@ -27,6 +27,16 @@ def batch(n, c, d, seed):
     return x, w, y
 
 
+def test_some_rows_lie_beyond_pi_minus_m():
+    beyond = 0
+    for n, c, d in SIZES:
+        for seed in range(5):
+            x, w, y = batch(n, c, d, seed)
+            x, y = between_poles(x, w, y)
+            beyond += int((torch.arccos((unit_rows(x) * unit_rows(w)[y]).sum(1)) > math.pi - 1.0).sum())
+    assert beyond > 5
+
+
 def theirs(loss, x, w, y):
     """(loss, dX, dW) of one of their classes, whose W is (D, C), in place of the one it drew."""
     loss = loss.double()
@@ -70,10 +80,10 @@ def test_cos_face(n, c, d, seed, m, s):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("m, s", [(0.5, 64.0), (0.1, 16.0), (1.0, 4.0)])
 def test_arc_face(n, c, d, seed, m, s):
-    """Theirs is c - m sin m beyond pi - m, this one cos(theta + m) everywhere: rows up to there are compared."""
+    """Theirs is c - m sin m beyond pi - m: the angle range "linear"."""
     x, w, y = batch(n, c, d, seed)
-    x, y = between_poles(x, w, y, math.pi - m)
-    config = {"margin": {"kind": "arc_face", "m": m}, "scale": s}
+    x, y = between_poles(x, w, y)
+    config = {"margin": {"kind": "arc_face", "m": m}, "angle": "linear", "scale": s}
     others = theirs(losses.ArcFaceLoss(num_classes=c, embedding_size=d, margin=math.degrees(m), scale=s), x, w, y)
     assert_same(mine(x, w, y, config), others, f"ArcFace {n, c, d}")
 
