@@ -4,7 +4,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::numeric::{Element, Real};
-use super::plan::Plan;
+use super::plan::{Operands, Plan};
 use super::view::Rows;
 use crate::options::{DEFAULT_WORKSPACE_BYTES, Params};
 use crate::problem::{Problem, Targets};
@@ -20,6 +20,7 @@ pub(super) struct Call<'a, X: Element, W> {
     pub x: Rows<'a, X>,
     /// W (C, D)
     pub w: Rows<'a, W>,
+    pub operands: Operands,
     pub plan: Plan,
     pub arch: Arch,
     /// Whether e^z neither overflows in a sum over the classes nor is flushed to 0, whatever the cosines: |c| ≤ 1 bounds every logit.
@@ -47,16 +48,21 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    pub fn new(problem: &Problem<'a>, targets: &'a Targets, x: Rows<'a, X>, w: Rows<'a, W>) -> Self {
+    pub fn new(
+        problem: &Problem<'a>,
+        targets: &'a Targets,
+        x: Rows<'a, X>,
+        w: Rows<'a, W>,
+        operands: Operands,
+    ) -> Self {
         let (n, c, d) = (problem.n, problem.c, problem.d);
         let params = problem.params();
         let budget = params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES);
-        let copies = W::as_acc(&[]).is_none();
-        let plan = Plan::new(targets.rows.len().max(1), c, d, size_of::<X::Acc>(), budget, copies);
+        let plan = Plan::new(targets.rows.len().max(1), c, d, size_of::<X::Acc>(), budget, operands);
         let largest = params.scale + (c as f64).ln(); // the largest b_j is 0
         let smallest = params.log_prior.iter().fold(0.0, |least: f64, &b| least.min(b)) - params.scale;
         let bounded = largest.max(-smallest) < -X::Acc::LOWEST - 3.0;
-        Self { params, targets, n, c, d, x, w, plan, arch: Arch::new(), bounded }
+        Self { params, targets, n, c, d, x, w, operands, plan, arch: Arch::new(), bounded }
     }
 
     /// Does each piece of work, side by side where the problem is worth waking threads for.

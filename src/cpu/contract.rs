@@ -3,32 +3,12 @@
 use std::ops::Range;
 
 use super::call::Call;
+use super::engine::{Engine, LaneTile, WeightSink};
 use super::gradient::RowConstants;
-use super::load::{Block, PIECE, Tile};
-use super::norm::{Norm, sigma};
+use super::load::{Block, PIECE};
+use super::norm::Norm;
 use super::numeric::{Element, Real};
-use super::product::{Matrix, product};
 use super::vector;
-
-/// Where a range's or tile's dW goes.
-pub(super) enum WeightSink<'s, E: Element> {
-    /// Nowhere.
-    None,
-    /// Over what is there, rounded to E.
-    Write(&'s mut [E]),
-    /// Into sums of the accumulation type: added where true, else over what is there.
-    Sum(&'s mut [E::Acc], bool),
-}
-
-impl<'s, E: Element> WeightSink<'s, E> {
-    fn split(self, size: usize) -> Box<dyn Iterator<Item = WeightSink<'s, E>> + 's> {
-        match self {
-            WeightSink::None => Box::new(std::iter::repeat_with(|| WeightSink::None)),
-            WeightSink::Write(dw) => Box::new(dw.chunks_mut(size).map(WeightSink::Write)),
-            WeightSink::Sum(dw, add) => Box::new(dw.chunks_mut(size).map(move |dw| WeightSink::Sum(dw, add))),
-        }
-    }
-}
 
 /// A lane's share of a range.
 struct Lane<'l, T, E: Element> {
@@ -47,7 +27,7 @@ where
 {
     /// Cosines of a block against a range of classes to gradients: into the lanes' sums of dX, (lanes, R, D), and into dW.
     #[allow(clippy::too_many_arguments)]
-    pub fn contract<E: Element<Acc = X::Acc>>(
+    pub fn contract<P: Engine<X, W>, E: Element<Acc = X::Acc>>(
         &self,
         sums: Option<&mut [X::Acc]>,
         sink: WeightSink<E>,
@@ -72,10 +52,9 @@ where
                 Lane { start, cosines, norms, row_dots, sum: sum.map(|sum| &mut sum[..rows * d]), sink }
             })
             .collect();
-        let unit = Matrix::of_rows(block.unit, rows, d, d); // (R, D)
         self.each(lanes, |mut lane| {
             let mut constants = constants.clone();
-            let (mut scratch, mut dw_scratch) = (Vec::new(), Vec::new());
+            let mut scratch = P::Scratch::default();
             let tile_classes = self.plan.tile;
             let tiles = lane
                 .cosines
@@ -84,81 +63,25 @@ where
                 .zip(lane.sink.split(tile_classes * d));
             for (t, ((cosines, norms), sink)) in tiles.enumerate() {
                 let start = lane.start + t * tile_classes;
-                let classes = start..start + norms.len();
+                let tile = LaneTile {
+                    classes: start..start + norms.len(),
+                    cosines,
+                    norms,
+                    row_dots: &mut *lane.row_dots,
+                    sum: lane.sum.as_deref_mut(),
+                    accumulate: t > 0 || !first_range,
+                    sink,
+                };
                 self.arch.dispatch(
                     #[inline(always)]
-                    || {
-                        let class_dots =
-                            self.gradient(cosines, lane.row_dots, block, classes.clone(), norms, &mut constants);
-                        let tile = self.tile(classes, norms, &mut scratch);
-                        if let Some(sum) = lane.sum.as_deref_mut() {
-                            let g = Matrix::of_rows(cosines, norms.len(), rows, rows).transposed(); // (R, classes)
-                            product(sum, t > 0 || !first_range, g, tile.rows);
-                        }
-                        self.write_weight(sink, cosines, &tile, norms, unit, &class_dots, &mut dw_scratch);
-                    },
+                    || P::contract(self, block, tile, &mut constants, &mut scratch),
                 );
             }
         });
     }
 
-    /// dW of a tile: h·X̂ − (Σ_i g·c)·ŵ, over ‖w‖. `gradients` (classes, R) holds h = σ·g.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn write_weight<E: Element<Acc = X::Acc>>(
-        &self,
-        sink: WeightSink<E>,
-        gradients: &mut [X::Acc],
-        tile: &Tile<X::Acc>,
-        norms: &[Option<Norm>],
-        unit: Matrix<X::Acc>,
-        class_dots: &[X::Acc],
-        scratch: &mut Vec<X::Acc>,
-    ) {
-        let d = self.d;
-        let rows = gradients.len() / norms.len();
-        for (row, norm) in gradients.chunks_exact_mut(rows).zip(norms.iter().flatten()) {
-            if norm.long {
-                vector::scale(row, X::Acc::of(norm.inverse)); // σ was 1
-            }
-        }
-        let lhs = Matrix::of_rows(gradients, norms.len(), rows, rows);
-        match sink {
-            WeightSink::None => {}
-            WeightSink::Sum(dw, accumulate) => {
-                product(dw, accumulate, lhs, unit);
-                self.project(dw, tile, norms, class_dots);
-            }
-            WeightSink::Write(dw) => match E::as_acc_mut(dw) {
-                Some(dw) => {
-                    product(dw, false, lhs, unit);
-                    self.project(dw, tile, norms, class_dots);
-                }
-                None => {
-                    scratch.resize(norms.len() * d, X::Acc::ZERO);
-                    product(scratch, false, lhs, unit);
-                    self.project(scratch, tile, norms, class_dots);
-                    E::narrow_slice(scratch, dw);
-                }
-            },
-        }
-    }
-
-    /// The derivative of W's normalisation: `dw` (classes, D) −= (Σ_i g·c)·ŵ / ‖w‖.
-    #[inline(always)]
-    fn project(&self, dw: &mut [X::Acc], tile: &Tile<X::Acc>, norms: &[Option<Norm>], class_dots: &[X::Acc]) {
-        for (j, dw) in dw.chunks_exact_mut(self.d).enumerate() {
-            if let Some(norm) = norms[j]
-                && norm.projects
-            {
-                let factor = class_dots[j] * X::Acc::of(norm.inverse) * sigma(norm);
-                vector::subtract_scaled(dw, tile.row(j, self.d), factor);
-            }
-        }
-    }
-
     /// Step 5: dX of a block from the lanes' sums and dots.
-    pub fn write_features<E: Element<Acc = X::Acc>>(
+    pub fn write_features<P: Engine<X, W>, E: Element<Acc = X::Acc>>(
         &self,
         dx: &mut [E],
         sums: &[X::Acc],
@@ -178,6 +101,7 @@ where
             self.arch.dispatch(
                 #[inline(always)]
                 || {
+                    let mut scratch = Vec::new();
                     for (i, out) in outs {
                         let norm = block.norms[*i];
                         let mut dot = X::Acc::ZERO;
@@ -186,8 +110,7 @@ where
                                 dot += lane[*i];
                             }
                         }
-                        let inverse = X::Acc::of(norm.inverse);
-                        let unit = &block.unit[*i * d..][..d];
+                        let (row, scale, outer) = P::feature_row(self, block, *i, &mut scratch);
                         let mut sum = [X::Acc::ZERO; 256];
                         for start in (0..d).step_by(sum.len()) {
                             let end = (start + sum.len()).min(d);
@@ -196,8 +119,8 @@ where
                             for lane in sums.chunks_exact(lane_len) {
                                 vector::add(sum, &lane[*i * d + start..*i * d + end]);
                             }
-                            vector::subtract_scaled(sum, &unit[start..end], dot);
-                            vector::scale(sum, inverse);
+                            vector::subtract_scaled(sum, &row[start..end], dot * scale);
+                            vector::scale(sum, outer);
                             E::narrow_slice(sum, &mut out[start..end]);
                         }
                     }

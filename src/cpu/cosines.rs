@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::call::Call;
+use super::engine::Engine;
 use super::load::Block;
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
-use super::product::{Matrix, product};
 use super::statistics::{Accumulated, Partial, cosine};
 
 impl<X, W> Call<'_, X, W>
@@ -15,7 +15,7 @@ where
     W: Element<Acc = X::Acc>,
 {
     /// Cosines of a block against a range of classes, and their statistics where they are asked for.
-    pub fn cosines(
+    pub fn cosines<P: Engine<X, W>>(
         &self,
         block: &Block<X::Acc>,
         range: Range<usize>,
@@ -29,7 +29,7 @@ where
             norms: &'l mut [Option<Norm>],
             partials: Vec<Partial<T>>,
         }
-        let (d, rows, width) = (self.d, block.rows.len(), self.plan.lane);
+        let (rows, width) = (block.rows.len(), self.plan.lane);
         let cosines = &mut cosines[..rows * range.len()];
         let want = accumulated.is_some();
         let mut lanes: Vec<Lane<X::Acc>> = cosines
@@ -38,10 +38,9 @@ where
             .enumerate()
             .map(|(l, (cosines, norms))| Lane { start: range.start + l * width, cosines, norms, partials: Vec::new() })
             .collect();
-        let unit = Matrix::of_rows(block.unit_t, d, rows, rows); // (D, R)
         let lanes_mut: Vec<&mut Lane<X::Acc>> = lanes.iter_mut().collect();
         self.each(lanes_mut, |lane| {
-            let mut scratch = Vec::new();
+            let mut scratch = P::Scratch::default();
             let tile_classes = self.plan.tile;
             let tiles = lane.cosines.chunks_mut(tile_classes * rows).zip(lane.norms.chunks_mut(tile_classes));
             for (t, (cosines, norms)) in tiles.enumerate() {
@@ -50,8 +49,7 @@ where
                 self.arch.dispatch(
                     #[inline(always)]
                     || {
-                        let tile = self.tile(classes.clone(), norms, &mut scratch);
-                        product(cosines, false, tile.rows, unit);
+                        P::products(self, block, classes.clone(), norms, &mut scratch, cosines);
                         if want {
                             lane.partials.push(self.statistics(cosines, block, classes, norms));
                         } else {

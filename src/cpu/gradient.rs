@@ -8,7 +8,6 @@ use super::load::{Block, take_class};
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
 use super::vector::{LANES, load, map, store, sum, zip};
-use crate::problem::TargetRow;
 
 /// What g_ij = factor_i·exp(z_ij − log_sum_i) − uniform_i takes of a row, j ≠ y. Each (R).
 #[derive(Debug, Clone)]
@@ -20,6 +19,8 @@ pub(super) struct RowConstants<T> {
     pub uniform: Vec<T>,
     /// g_iy
     pub target: Vec<T>,
+    /// What all of these are divided by: 1, or the rows' norms ([`Block::scales`])
+    pub lengths: Vec<T>,
     /// (c, log_sum, factor, uniform) of the rows whose target is the class at hand
     saved: Vec<(T, T, T, T)>,
 }
@@ -30,15 +31,28 @@ where
     W: Element<Acc = X::Acc>,
 {
     /// The constants of a block's rows, from their states and upstream gradients, one a row of the batch; 1 where there are none.
-    pub fn constants(&self, rows: &[TargetRow], states: &[RowState], upstream: Option<&[f64]>) -> RowConstants<X::Acc> {
+    pub fn constants(
+        &self,
+        block: &Block<X::Acc>,
+        states: &[RowState],
+        upstream: Option<&[f64]>,
+    ) -> RowConstants<X::Acc> {
+        let rows = block.rows;
         let (params, factor) = (self.params, self.targets.gradient_factor());
         let (alpha, classes) = (params.label_smoothing, params.classes as f64);
         let empty = || Vec::with_capacity(rows.len());
-        let mut out =
-            RowConstants { log_sum: empty(), factor: empty(), uniform: empty(), target: empty(), saved: Vec::new() };
-        for (target, state) in rows.iter().zip(states) {
+        let mut out = RowConstants {
+            log_sum: empty(),
+            factor: empty(),
+            uniform: empty(),
+            target: empty(),
+            lengths: empty(),
+            saved: Vec::new(),
+        };
+        for (i, (target, state)) in rows.iter().zip(states).enumerate() {
             let upstream = upstream.map_or(1.0, |upstream| upstream[target.row]);
-            let coefficient = upstream * factor * target.weight * params.scale; // (∂L/∂ℓ)·ω·s
+            let scale = block.scales.get(i).map_or(1.0, |scale| scale.f64());
+            let coefficient = upstream * factor * target.weight * params.scale * scale; // (∂L/∂ℓ)·ω·s
             let log_sum = X::Acc::of(state.log_sum);
             out.log_sum.push(log_sum);
             // The rounding made good by e^r: at the largest scale r reaches 32. Where it is more, every other class is out, and F′ is 0. NaN for
@@ -47,6 +61,7 @@ where
             out.factor.push(X::Acc::of(coefficient * state.slope * rounding));
             out.uniform.push(X::Acc::of(coefficient * alpha / classes));
             out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - state.slope)));
+            out.lengths.push(X::Acc::of(1.0 / scale));
         }
         out
     }
@@ -73,6 +88,29 @@ where
     }
 }
 
+impl<T: Real> RowConstants<T> {
+    /// Makes g of the class at hand 0 in the rows whose target it is, whatever z is: exp(z − ∞) = 0.
+    #[inline(always)]
+    pub fn hide(&mut self, cosines: &[T], targets: &[(u32, u32)]) {
+        self.saved.clear();
+        for &(_, row) in targets {
+            let i = row as usize;
+            self.saved.push((cosines[i], self.log_sum[i], self.factor[i], self.uniform[i]));
+            (self.log_sum[i], self.factor[i], self.uniform[i]) = (T::INFINITY, T::ZERO, T::ZERO);
+        }
+    }
+
+    /// Puts back what [`hide`](Self::hide) took away; gives each of the rows with its cosine, its g_iy and its length.
+    #[inline(always)]
+    pub fn show(&mut self, targets: &[(u32, u32)], mut target: impl FnMut(usize, T, T, T)) {
+        for (&(_, row), &(c, log_sum, factor, uniform)) in targets.iter().zip(&self.saved) {
+            let i = row as usize;
+            (self.log_sum[i], self.factor[i], self.uniform[i]) = (log_sum, factor, uniform);
+            target(i, c, self.target[i], self.lengths[i]);
+        }
+    }
+}
+
 /// One class's cosines to h_ij = σ_j·g_ij, in place; adds g_ij·c_ij to `row_dots` (R) and returns Σ_i g_ij·c_ij.
 #[inline(always)]
 fn gradients<T: Real>(
@@ -83,14 +121,7 @@ fn gradients<T: Real>(
     rows: &mut RowConstants<T>,
     row_dots: &mut [T],
 ) -> T {
-    rows.saved.clear();
-    for &(_, row) in targets {
-        // exp(z − ∞) = 0: the target's row of constants gives g = 0, whatever z is; its own g is put in below.
-        let i = row as usize;
-        rows.saved.push((cosines[i], rows.log_sum[i], rows.factor[i], rows.uniform[i]));
-        (rows.log_sum[i], rows.factor[i], rows.uniform[i]) = (T::INFINITY, T::ZERO, T::ZERO);
-    }
-
+    rows.hide(cosines, targets);
     let n = cosines.len();
     let (log_sum, factor, uniform) = (&rows.log_sum[..n], &rows.factor[..n], &rows.uniform[..n]);
     let row_dots = &mut row_dots[..n];
@@ -114,14 +145,11 @@ fn gradients<T: Real>(
     }
     let mut class_dot = sum(dots);
 
-    for (&(_, row), &(c, log_sum, factor, uniform)) in targets.iter().zip(&rows.saved) {
-        let i = row as usize;
-        (rows.log_sum[i], rows.factor[i], rows.uniform[i]) = (log_sum, factor, uniform);
-        let g = rows.target[i];
+    rows.show(targets, |i, c, g, _| {
         row_dots[i] += g * c;
         class_dot += g * c;
         cosines[i] = g * sigma;
-    }
+    });
     class_dot
 }
 

@@ -14,16 +14,24 @@ pub(super) const PIECE: usize = 16;
 /// A block of rows, made ready.
 pub(super) struct Block<'b, T> {
     pub rows: &'b [TargetRow],
-    /// X̂ (R, D)
+    /// The right operand of dW, (R, D): X̂, or what an engine makes of X
     pub unit: &'b [T],
-    /// X̂ᵀ (D, R)
+    /// The right operand of the cosines, (D, R): X̂ᵀ, or what an engine makes of X
     pub unit_t: &'b [T],
+    /// What rows of these operands lack to be x̂, (R); nothing where they lack nothing
+    pub scales: Vec<T>,
     pub norms: Vec<Norm>,
     /// (class, row of the block), sorted
     by_class: Vec<(u32, u32)>,
 }
 
-impl<T> Block<'_, T> {
+impl<'b, T> Block<'b, T> {
+    pub fn new(rows: &'b [TargetRow], unit: &'b [T], unit_t: &'b [T], scales: Vec<T>, norms: Vec<Norm>) -> Self {
+        let mut by_class: Vec<_> = rows.iter().enumerate().map(|(i, target)| (target.class, i as u32)).collect();
+        by_class.sort_unstable();
+        Self { rows, unit, unit_t, scales, norms, by_class }
+    }
+
     /// The rows whose targets are in `classes`, by class.
     pub fn targets_in(&self, classes: &Range<usize>) -> &[(u32, u32)] {
         let start = self.by_class.partition_point(|&(class, _)| (class as usize) < classes.start);
@@ -62,11 +70,11 @@ where
 {
     /// Step 1: X̂ of a block's rows, and X̂ᵀ: `gemm` packs a left operand whose columns are not contiguous, and with X̂ it would pack all
     /// of it for every tile of W (a quarter of the cosines' time at 256 classes a tile).
-    pub fn load<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
+    pub fn load_unit<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
         let (d, count) = (self.d, rows.len());
         let (unit, unit_t) = unit.split_at_mut(self.plan.rows * d);
         let (unit, unit_t) = (&mut unit[..count * d], &mut unit_t[..count * d]);
-        let mut norms = vec![Norm { inverse: 0.0, projects: false, long: false }; count];
+        let mut norms = vec![Norm::default(); count];
         let pieces = rows.chunks(PIECE).zip(unit.chunks_mut(PIECE * d)).zip(norms.chunks_mut(PIECE));
         self.each(pieces.collect(), |((rows, unit), norms)| {
             self.arch.dispatch(
@@ -87,9 +95,7 @@ where
                 }
             }
         });
-        let mut by_class: Vec<_> = rows.iter().enumerate().map(|(i, target)| (target.class, i as u32)).collect();
-        by_class.sort_unstable();
-        Block { rows, unit, unit_t, norms, by_class }
+        Block::new(rows, unit, unit_t, Vec::new(), norms)
     }
 
     /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.

@@ -15,11 +15,14 @@
 mod call;
 mod contract;
 mod cosines;
+mod engine;
 mod finish;
+mod gemm;
 mod gradient;
 mod load;
 mod norm;
 mod numeric;
+mod pairs;
 mod plan;
 mod product;
 mod scale;
@@ -42,10 +45,12 @@ pub(crate) use workspace::WorkspacePool;
 use crate::error::{Error, Result};
 use crate::problem::{Gradients, Problem, Targets};
 use call::Call;
-use contract::WeightSink;
+use engine::{Engine, WeightSink};
+use gemm::Gemm;
 use load::Block;
 use norm::Norm;
 use numeric::{Element, Real};
+use pairs::Pairs;
 use statistics::Accumulated;
 use view::{Rows, with_slices};
 
@@ -69,17 +74,18 @@ pub(crate) fn run(
     out: Gradients,
 ) -> Result<Vec<RowState>> {
     match (problem.features.dtype(), problem.weight.dtype()) {
-        (F64, F64) => typed::<f64, f64>(problem, workspace, targets, pass, out),
-        (F32, F32) => typed::<f32, f32>(problem, workspace, targets, pass, out),
-        (F16, F16) => typed::<f16, f16>(problem, workspace, targets, pass, out),
-        (F16, F32) => typed::<f16, f32>(problem, workspace, targets, pass, out),
-        (BF16, BF16) => typed::<bf16, bf16>(problem, workspace, targets, pass, out),
-        (BF16, F32) => typed::<bf16, f32>(problem, workspace, targets, pass, out),
+        (F64, F64) => typed::<f64, f64, Gemm>(problem, workspace, targets, pass, out),
+        (F32, F32) => typed::<f32, f32, Gemm>(problem, workspace, targets, pass, out),
+        (F16, F16) => typed::<f16, f16, Gemm>(problem, workspace, targets, pass, out),
+        (F16, F32) => typed::<f16, f32, Gemm>(problem, workspace, targets, pass, out),
+        (BF16, BF16) if pairs::available() => typed::<bf16, bf16, Pairs>(problem, workspace, targets, pass, out),
+        (BF16, BF16) => typed::<bf16, bf16, Gemm>(problem, workspace, targets, pass, out),
+        (BF16, F32) => typed::<bf16, f32, Gemm>(problem, workspace, targets, pass, out),
         (x, w) => Err(Error::Input(format!("features X are {} and weight W is {}", x.as_str(), w.as_str()))),
     }
 }
 
-fn typed<X, W>(
+fn typed<X, W, P>(
     problem: &Problem,
     workspace: &WorkspacePool,
     targets: &Targets,
@@ -89,6 +95,7 @@ fn typed<X, W>(
 where
     X: Element,
     W: Element<Acc = X::Acc>,
+    P: Engine<X, W>,
 {
     let (x_storage, x_layout) = problem.features.storage_and_layout();
     let (w_storage, w_layout) = problem.weight.storage_and_layout();
@@ -97,12 +104,14 @@ where
     };
     let x = Rows::new(X::cpu_storage_as_slice(x)?, x_layout);
     let w = Rows::new(W::cpu_storage_as_slice(w)?, w_layout);
-    let call = Call::new(problem, targets, x, w);
+    let call = Call::new(problem, targets, x, w, P::operands());
     // A half type's gradients are of its own, or f32 to be rounded later.
     if out.are_of(problem) {
-        with_slices(out, |dx: Option<&mut [X]>, dw: Option<&mut [W]>| call.run(workspace, pass, dx, dw))
+        with_slices(out, |dx: Option<&mut [X]>, dw: Option<&mut [W]>| call.run::<P, _, _>(workspace, pass, dx, dw))
     } else {
-        with_slices(out, |dx: Option<&mut [X::Acc]>, dw: Option<&mut [X::Acc]>| call.run(workspace, pass, dx, dw))
+        with_slices(out, |dx: Option<&mut [X::Acc]>, dw: Option<&mut [X::Acc]>| {
+            call.run::<P, _, _>(workspace, pass, dx, dw)
+        })
     }
 }
 
@@ -110,7 +119,7 @@ where
 struct Memory<'m, T> {
     /// (range, R)
     cosines: &'m mut [T],
-    /// X̂ (R, D) and X̂ᵀ (D, R)
+    /// The right operands of a block
     unit: &'m mut [T],
     /// dX by lanes (lanes, R, D)
     sums: &'m mut [T],
@@ -123,7 +132,7 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    fn run<DX, DW>(
+    fn run<P, DX, DW>(
         &self,
         workspace: &WorkspacePool,
         pass: Pass,
@@ -131,6 +140,7 @@ where
         dw: Option<&mut [DW]>,
     ) -> Result<Vec<RowState>>
     where
+        P: Engine<X, W>,
         DX: Element<Acc = X::Acc>,
         DW: Element<Acc = X::Acc>,
     {
@@ -148,24 +158,23 @@ where
             return Ok(Vec::new());
         }
 
-        let lens = [plan.rows * plan.range, 2 * plan.rows * d, plan.lanes * plan.rows * d];
-        workspace.with(lens.iter().sum(), |buffer: &mut [X::Acc]| {
-            let (cosines, buffer) = buffer.split_at_mut(lens[0]);
-            let (unit, sums) = buffer.split_at_mut(lens[1]);
+        workspace.with(plan.elements(self.operands, d), |buffer: &mut [X::Acc]| {
+            let (cosines, buffer) = buffer.split_at_mut(plan.rows * plan.range);
+            let (unit, sums) = buffer.split_at_mut(self.operands.block(plan.rows, d));
             let mut memory = Memory { cosines, unit, sums, norms: vec![None; self.c] };
             // dW of a half type is rounded once: its sum over several blocks of rows is for a second sweep, with sums of its own.
             let second_sweep = all.len() > plan.rows && DW::as_acc(&[]).is_none();
             let (dw, late_dw) = if second_sweep { (None, dw) } else { (dw, None) };
-            let states = self.by_blocks(&mut memory, pass, dx, dw)?;
+            let states = self.by_blocks::<P, _, _>(&mut memory, pass, dx, dw)?;
             if let Some(dw) = late_dw {
-                self.weight_by_ranges(&mut memory, pass, &states, dw);
+                self.weight_by_ranges::<P, _>(&mut memory, pass, &states, dw);
             }
             Ok(states)
         })
     }
 
     /// Blocks of rows, each against all classes: the rows' states, dX, and dW unless it is None.
-    fn by_blocks<DX, DW>(
+    fn by_blocks<P, DX, DW>(
         &self,
         memory: &mut Memory<X::Acc>,
         pass: Pass,
@@ -173,6 +182,7 @@ where
         mut dw: Option<&mut [DW]>,
     ) -> Result<Vec<RowState>>
     where
+        P: Engine<X, W>,
         DX: Element<Acc = X::Acc>,
         DW: Element<Acc = X::Acc>,
     {
@@ -181,12 +191,12 @@ where
         let mut states = Vec::with_capacity(self.targets.rows.len());
         let several = self.targets.rows.len() > plan.rows;
         for (index, rows) in self.targets.rows.chunks(plan.rows).enumerate() {
-            let block = self.load(rows, unit);
+            let block = P::load(self, rows, unit);
             let mut made = false; // whether the cosines of all classes are there
             if !matches!(pass, Pass::Gradients { .. }) {
                 let mut accumulated = Accumulated::new(rows.len());
                 for range in ranges(self.c, plan.range) {
-                    self.cosines(&block, range, cosines, norms, Some(&mut accumulated));
+                    self.cosines::<P>(&block, range, cosines, norms, Some(&mut accumulated));
                 }
                 states.extend(self.finish(&accumulated, rows));
                 made = plan.range == self.c;
@@ -196,11 +206,11 @@ where
                 Pass::LossAndGradients => (&states[..], None),
                 Pass::Gradients { states, upstream } => (states, Some(upstream)),
             };
-            let constants = self.constants(rows, &states[index * plan.rows..], upstream);
+            let constants = self.constants(&block, &states[index * plan.rows..], upstream);
             let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
             for range in ranges(self.c, plan.range) {
                 if !made {
-                    self.cosines(&block, range.clone(), cosines, norms, None);
+                    self.cosines::<P>(&block, range.clone(), cosines, norms, None);
                 }
                 if matches!(pass, Pass::Gradients { .. }) {
                     self.check_unchanged(cosines, &block, &range, &states[index * plan.rows..])?;
@@ -213,10 +223,10 @@ where
                     Some(dw) => WeightSink::Write(dw),
                 };
                 let sums = dx.is_some().then_some(&mut **sums);
-                self.contract(sums, sink, &mut row_dots, cosines, &block, range, norms, &constants);
+                self.contract::<P, _>(sums, sink, &mut row_dots, cosines, &block, range, norms, &constants);
             }
             if let Some(dx) = &mut dx {
-                self.write_features(dx, sums, &row_dots, &block);
+                self.write_features::<P, _>(dx, sums, &row_dots, &block);
             }
         }
         Ok(states)
@@ -244,7 +254,7 @@ where
     }
 
     /// Ranges of classes, each against all blocks of rows: dW of a half type, summed where dX was and rounded once.
-    fn weight_by_ranges<DW: Element<Acc = X::Acc>>(
+    fn weight_by_ranges<P: Engine<X, W>, DW: Element<Acc = X::Acc>>(
         &self,
         memory: &mut Memory<X::Acc>,
         pass: Pass,
@@ -260,12 +270,12 @@ where
         for range in ranges(self.c, plan.range.min(sums.len() / d).max(1)) {
             let sums = &mut sums[..range.len() * d];
             for (index, rows) in self.targets.rows.chunks(plan.rows).enumerate() {
-                let block = self.load(rows, unit);
-                let constants = self.constants(rows, &states[index * plan.rows..], upstream);
-                self.cosines(&block, range.clone(), cosines, norms, None);
+                let block = P::load(self, rows, unit);
+                let constants = self.constants(&block, &states[index * plan.rows..], upstream);
+                self.cosines::<P>(&block, range.clone(), cosines, norms, None);
                 let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
                 let sink = WeightSink::<DW>::Sum(sums, index > 0);
-                self.contract(None, sink, &mut row_dots, cosines, &block, range.clone(), norms, &constants);
+                self.contract::<P, _>(None, sink, &mut row_dots, cosines, &block, range.clone(), norms, &constants);
             }
             DW::narrow_slice(sums, &mut dw[range.start * d..range.end * d]);
         }

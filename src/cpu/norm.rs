@@ -7,7 +7,7 @@ use super::vector;
 const SHORTEST: f64 = 1e-12;
 
 /// A row's norm, as what its elements are multiplied by.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Norm {
     /// 1 / max(‖row‖, 1e-12)
     pub inverse: f64,
@@ -15,6 +15,8 @@ pub(super) struct Norm {
     pub projects: bool,
     /// Too long for products before the division.
     pub long: bool,
+    /// The power of two that the row is multiplied by before anything: 1 but for rows that go into products of halves and are too long or too short.
+    pub power: f64,
 }
 
 impl Norm {
@@ -23,7 +25,23 @@ impl Norm {
         let squares = vector::sum_of_squares(row).f64();
         let norm = if T::SAFE_SQUARES.contains(&squares) { squares.sqrt() } else { careful_norm(row) };
         let short = norm < SHORTEST; // false for NaN, which stays
-        Self { inverse: 1.0 / if short { SHORTEST } else { norm }, projects: !short, long: norm > T::LONGEST }
+        let inverse = 1.0 / if short { SHORTEST } else { norm };
+        Self { inverse, projects: !short, long: norm > T::LONGEST, power: 1.0 }
+    }
+
+    /// The norm of a row whose products, and whose gradients over its norm, are to be far from a half type's limits: of the row times
+    /// [`power`](Self::power).
+    #[inline(always)]
+    pub fn of_halves(row: &[f32]) -> Self {
+        const MIDDLE: std::ops::Range<f64> = 1.0 / 65536.0..65536.0;
+        let norm = Self::of(row);
+        // No power helps a row of infinities or NaN.
+        let power = if MIDDLE.contains(&norm.inverse) || norm.inverse.is_nan() || norm.inverse == 0.0 {
+            1.0
+        } else {
+            norm.inverse.log2().round().exp2()
+        };
+        Self { inverse: norm.inverse / power, long: false, power, ..norm }
     }
 }
 

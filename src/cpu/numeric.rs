@@ -200,6 +200,47 @@ macro_rules! native {
 native!(f32, F32);
 native!(f64, F64);
 
+/// v rounded to bf16, to nearest and even. NaN stays NaN.
+#[inline(always)]
+pub(super) fn to_bf16(v: f32) -> f32 {
+    let bits = v.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    f32::from_bits((if v.is_nan() { bits | 0x40_0000 } else { rounded }) & 0xffff_0000)
+}
+
+/// Of values that are rounded, or are about to be.
+trait Halves: Sized {
+    fn widen_all(values: &[Self], out: &mut [f32]);
+    fn narrow_all(values: &[f32], out: &mut [Self]);
+}
+
+impl Halves for f16 {
+    #[inline(always)]
+    fn widen_all(values: &[Self], out: &mut [f32]) {
+        values.convert_to_f32_slice(out);
+    }
+    #[inline(always)]
+    fn narrow_all(values: &[f32], out: &mut [Self]) {
+        out.convert_from_f32_slice(values);
+    }
+}
+
+/// `half` converts bf16 one by one; these loops are vectors.
+impl Halves for bf16 {
+    #[inline(always)]
+    fn widen_all(values: &[Self], out: &mut [f32]) {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+        }
+    }
+    #[inline(always)]
+    fn narrow_all(values: &[f32], out: &mut [Self]) {
+        for (out, &value) in out.iter_mut().zip(values) {
+            *out = Self::from_bits((to_bf16(value).to_bits() >> 16) as u16);
+        }
+    }
+}
+
 macro_rules! half {
     ($half:ident, $variant:ident) => {
         impl Element for $half {
@@ -213,11 +254,13 @@ macro_rules! half {
             fn narrow(value: f32) -> Self {
                 Self::from_f32(value)
             }
+            #[inline(always)]
             fn widen_slice(values: &[Self], out: &mut [f32]) {
-                values.convert_to_f32_slice(out);
+                Self::widen_all(values, out);
             }
+            #[inline(always)]
             fn narrow_slice(values: &[f32], out: &mut [Self]) {
-                out.convert_from_f32_slice(values);
+                Self::narrow_all(values, out);
             }
             fn as_acc(_: &[Self]) -> Option<&[f32]> {
                 None
@@ -263,6 +306,22 @@ mod tests {
         assert_eq!((Real::exp(-710f64), Real::exp(f64::NEG_INFINITY)), (0.0, 0.0));
         assert!(Real::exp(f32::NAN).is_nan() && Real::exp(f64::NAN).is_nan());
         assert!((f64::from(Real::exp(5f32)) / 5f64.exp() - 1.0).abs() < 3e-7, "margins can put z above its maximum");
+    }
+
+    #[test]
+    fn rounds_as_half_does() {
+        let mut state = 1u32;
+        for _ in 0..1_000_000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let v = f32::from_bits(state);
+            let expected = bf16::from_f32(v);
+            let found = to_bf16(v);
+            assert!(found.to_bits() == expected.to_f32().to_bits() || found.is_nan() && v.is_nan(), "{v}");
+        }
+        for v in [f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1e-45] {
+            assert_eq!(to_bf16(v).to_bits(), bf16::from_f32(v).to_f32().to_bits(), "{v}");
+        }
+        assert!(to_bf16(f32::from_bits(0x7fff_ffff)).is_nan(), "a NaN whose rounding would carry into the sign");
     }
 
     #[test]

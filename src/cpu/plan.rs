@@ -19,6 +19,59 @@ const SEQUENTIAL_WORK: usize = 1 << 20;
 /// What `gemm` packs its operands into, beside the workspace, is left this share of the budget.
 const PACKING_SHARE: usize = 6;
 
+/// What products take beside the cosines, in elements of the accumulation type: the right operands of a block's R rows, and of a lane of tiles of T
+/// classes its sum of dX and copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operands {
+    /// X̂ and X̂ᵀ; W and dW as they are.
+    Own,
+    /// X̂ and X̂ᵀ; a tile of W and of dW in the accumulation type.
+    Widened,
+    /// Pairs of bf16, two an element, padded to whole vectors: X along its rows, along its columns and copied; a tile of W packed and copied, its g in
+    /// pairs of classes, and dW in f32.
+    Pairs,
+}
+
+impl Operands {
+    /// Of a block.
+    pub fn block(self, rows: usize, d: usize) -> usize {
+        match self {
+            Self::Own | Self::Widened => 2 * rows * d,
+            Self::Pairs => pair_elements(rows, d) + pair_elements(d, rows),
+        }
+    }
+
+    /// What a block allocates for itself.
+    fn block_copies(self, rows: usize, d: usize) -> usize {
+        if self == Self::Pairs { (rows * d).div_ceil(2) } else { 0 }
+    }
+
+    /// Of a lane, beside its sum of dX (R, D).
+    fn tile(self, rows: usize, classes: usize, d: usize) -> usize {
+        match self {
+            Self::Own => 0,
+            Self::Widened => 2 * classes * d,
+            Self::Pairs => {
+                classes * d + (classes * d).div_ceil(2) + pair_elements(d, classes) + classes.div_ceil(2) * rows + d
+            }
+        }
+    }
+
+    /// Most classes of a tile, and most of its elements.
+    fn largest_tile(self) -> (usize, usize) {
+        match self {
+            Self::Own => (MOST_TILE_CLASSES, TILE_ELEMENTS),
+            Self::Widened => (MOST_TILE_CLASSES, TILE_ELEMENTS / 2),
+            Self::Pairs => (MOST_TILE_CLASSES / 4, TILE_ELEMENTS / 2),
+        }
+    }
+}
+
+/// A right operand of pairs, (k, columns).
+fn pair_elements(columns: usize, k: usize) -> usize {
+    columns.next_multiple_of(16) * k.div_ceil(2)
+}
+
 /// Blocks of rows against ranges of classes; a range's classes dealt to lanes, a lane's worked off in tiles.
 ///
 /// Lanes may run at the same time. Each sums dX apart, and the sums are added in the lanes' order.
@@ -37,20 +90,20 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// For N (at least 1) rows that count, C classes, D dimensions, elements of `element` bytes and a workspace of `budget` bytes;
-    /// `copies`: a tile of W and of dW needs a copy in the accumulation type.
-    pub fn new(n: usize, c: usize, d: usize, element: usize, budget: usize, copies: bool) -> Self {
+    /// For N (at least 1) rows that count, C classes, D dimensions, elements of `element` bytes and a workspace of `budget` bytes.
+    pub fn new(n: usize, c: usize, d: usize, element: usize, budget: usize, operands: Operands) -> Self {
         let elements = (budget - budget / PACKING_SHARE) / element;
         let mut rows = n.min(MOST_ROWS).min((BLOCK_ELEMENTS / d).max(FEWEST_ROWS));
-        // X̂, X̂ᵀ and at least one lane's dX, in half of the budget.
+        // The right operands and at least one lane's dX, in half of the budget.
         rows = rows.min((elements / 2 / (3 * d)).max(1));
-        let tile_elements = if copies { TILE_ELEMENTS / 2 } else { TILE_ELEMENTS }.min(elements / 16);
-        let tile = (tile_elements / d).clamp(16.min(MOST_TILE_CLASSES), MOST_TILE_CLASSES).min(c);
+        let (most_classes, most_elements) = operands.largest_tile();
+        let tile = (most_elements.min(elements / 16) / d).clamp(16, most_classes).min(c);
 
-        let per_lane = rows * d + if copies { 2 * tile * d } else { 0 };
+        let per_lane = rows * d + operands.tile(rows, tile, d);
         // A row's cosines and the tiles' statistics (5 values a row and tile).
         let per_row = |classes: usize| classes.saturating_add(5 * classes.div_ceil(tile));
-        let spare = elements.saturating_sub(2 * rows * d);
+        let of_block = operands.block(rows, d) + operands.block_copies(rows, d);
+        let spare = elements.saturating_sub(of_block);
         let wanted = if rows.saturating_mul(c).saturating_mul(d) < SEQUENTIAL_WORK {
             1
         } else {
@@ -73,6 +126,11 @@ impl Plan {
         let tile = lane.div_ceil(lane.div_ceil(tile));
         Self { rows, range, lane, tile, lanes: range.div_ceil(lane) }
     }
+
+    /// Elements of the workspace: cosines, right operands and the lanes' dX.
+    pub fn elements(&self, operands: Operands, d: usize) -> usize {
+        self.rows * self.range + operands.block(self.rows, d) + self.lanes * self.rows * d
+    }
 }
 
 #[cfg(test)]
@@ -88,18 +146,19 @@ mod tests {
             for c in sizes {
                 for d in [1usize, 3, 64, 512, 2048, 16384] {
                     for (element, budget) in [(4, 64 * MIB), (8, 64 * MIB), (4, MIB), (4, 256 * MIB)] {
-                        for copies in [false, true] {
-                            let plan = Plan::new(n, c, d, element, budget, copies);
-                            let label = format!("{n} {c} {d} {element} {budget} {copies}: {plan:?}");
+                        for operands in [Operands::Own, Operands::Widened, Operands::Pairs] {
+                            let plan = Plan::new(n, c, d, element, budget, operands);
+                            let label = format!("{n} {c} {d} {element} {budget} {operands:?}: {plan:?}");
                             assert!((1..=n).contains(&plan.rows), "{label}");
                             assert!((1..=c).contains(&plan.range), "{label}");
                             assert!(plan.lanes * plan.lane >= plan.range, "{label}");
                             assert!((plan.lanes - 1) * plan.lane < plan.range, "an idle lane: {label}");
                             assert!((1..=plan.lane).contains(&plan.tile), "{label}");
-                            let copied = if copies { 2 * plan.lanes * plan.tile * d } else { 0 };
-                            let used = plan.rows * plan.range + (2 + plan.lanes) * plan.rows * d + copied;
+                            let copied = plan.lanes * operands.tile(plan.rows, plan.tile, d);
+                            let copied = copied + operands.block_copies(plan.rows, d);
+                            let used = plan.elements(operands, d) + copied;
                             // What one row and one tile need is taken in any case.
-                            let least = 4 * d + 3 * 16 * d + 64;
+                            let least = 4 * d + 3 * 16 * d + 64 + 16 * d;
                             assert!(used * element <= budget.max(least * element), "{used} elements: {label}");
                         }
                     }
@@ -111,8 +170,8 @@ mod tests {
     #[test]
     fn benchmark_sizes_are_one_block() {
         for (n, c, d) in [(64, 100, 64), (128, 1000, 512), (256, 1000, 2048), (256, 8142, 2048), (1024, 10000, 512)] {
-            for copies in [false, true] {
-                let plan = Plan::new(n, c, d, 4, 64 * MIB, copies);
+            for operands in [Operands::Own, Operands::Widened, Operands::Pairs] {
+                let plan = Plan::new(n, c, d, 4, 64 * MIB, operands);
                 assert_eq!((plan.rows, plan.range), (n, c), "{plan:?}");
                 assert_eq!(plan.lanes == 1, c == 100, "{plan:?}");
             }

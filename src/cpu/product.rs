@@ -21,6 +21,10 @@ impl<'a, T> Matrix<'a, T> {
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// (cols, rows)
     pub fn transposed(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }

@@ -33,6 +33,7 @@ impl<'a, E: Element> Rows<'a, E> {
     }
 
     /// Widens row `row` into `out`.
+    #[inline(always)]
     pub fn widen_row(&self, row: usize, out: &mut [E::Acc]) {
         let start = self.offset + row * self.row_stride;
         if self.col_stride == 1 {
@@ -44,12 +45,15 @@ impl<'a, E: Element> Rows<'a, E> {
         }
     }
 
+    /// Rows from `row` on, where their elements lie side by side: (slice, row stride).
+    pub fn side_by_side(&self, row: usize) -> Option<(&'a [E], usize)> {
+        (self.col_stride == 1).then(|| (&self.data[self.offset + row * self.row_stride..], self.row_stride))
+    }
+
     /// Rows from `row` on, where they can be read as they are: (slice, row stride).
     pub fn borrow(&self, row: usize) -> Option<(&'a [E::Acc], usize)> {
-        if self.col_stride != 1 {
-            return None;
-        }
-        Some((E::as_acc(&self.data[self.offset + row * self.row_stride..])?, self.row_stride))
+        let (data, row_stride) = self.side_by_side(row)?;
+        Some((E::as_acc(data)?, row_stride))
     }
 }
 
