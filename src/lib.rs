@@ -46,6 +46,7 @@ pub use loss::MarginLoss;
 pub use margin::{AngleRange, InstanceGate, Margin, TargetGradient};
 pub use options::{ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, Path, Prior, Reduction};
 pub use output::{IGNORED, LossOutput};
+pub use problem::RowInputs;
 pub use row_loss::RowLoss;
 pub use schedule::LossSchedule;
 
