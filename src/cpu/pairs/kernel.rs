@@ -76,7 +76,7 @@ pub fn product(dst: &mut [f32], lhs: Left, rhs: &[f32], n: usize, store: Store) 
             // pairs of rows first..first + height lie in their slice (asserted where they were made). All is initialised, being slices; `dst`
             // is borrowed mutably, so it overlaps no operand.
             unsafe {
-                let tile = kernel::Tile {
+                let tile = micro::Tile {
                     dst: dst.as_mut_ptr().add(first * n + start),
                     stride: n,
                     width,
@@ -88,7 +88,7 @@ pub fn product(dst: &mut [f32], lhs: Left, rhs: &[f32], n: usize, store: Store) 
                     k: lhs.k,
                     rhs: rhs.as_ptr(),
                 };
-                kernel::of_height(height, &tile);
+                micro::of_height(height, &tile);
             }
         }
     }
@@ -100,7 +100,7 @@ pub fn product(_: &mut [f32], _: Left, _: &[f32], _: usize, _: Store) {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod kernel {
+mod micro {
     use std::arch::x86_64::*;
 
     /// A microkernel's piece of a product.
