@@ -8,6 +8,7 @@
 //!
 //! Ways that take longer than half a second are timed in the rounds only. The table goes to the terminal; with `MARGIN_LOSS_RECORD=1` also to `benches/RESULTS.md` and `benches/results.json`. A filter, or
 //! any other argument that is not a flag, leaves it out. `-- --test` runs every way once on the small sizes, checks included, without a table.
+//! `-- --turns N,C,D,dtype` times single ways as standard input asks (`turns.rs`).
 //!
 //! Threads: as many as rayon has, all cores by default; `RAYON_NUM_THREADS=2` is what the targets are stated for.
 
@@ -15,6 +16,7 @@ mod case;
 mod floor;
 mod memory;
 mod record;
+mod turns;
 
 use std::time::{Duration, Instant};
 
@@ -77,6 +79,10 @@ impl Mode {
 }
 
 fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(at) = args.iter().position(|arg| arg == "--turns") {
+        return turns::serve(args.get(at + 1).ok_or("--turns N,C,D,dtype")?, time);
+    }
     let mode = Mode::from_args();
     let threads = rayon::current_num_threads();
     if mode != Mode::List {

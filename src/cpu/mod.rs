@@ -10,6 +10,8 @@
 //!    is at hand.
 //! 5. `write_features`: the lanes' sums of dX added in their order, minus its projection.
 //!
+//! What multiplies, and in what layout, is an engine's ([`Engine`]): X̂ and h above are `Gemm`'s; `Pairs` has X, and g over both norms.
+//!
 //! How a problem is cut ([`Plan`]) depends on its sizes alone, and every sum has a fixed order: the bits do not depend on the threads.
 
 mod call;

@@ -1,4 +1,4 @@
-//! Matrix products by `gemm`, behind a safe face: the one place of the CPU path with `unsafe`.
+//! Matrix products by `gemm`, behind a safe face.
 
 use gemm::Parallelism;
 

@@ -281,13 +281,23 @@ fn gradients(
     rows.hide(cosines, targets);
     let n = cosines.len();
     let mut dots = [0.0; LANES];
-    for start in (0..n).step_by(LANES) {
-        let at = start..(start + LANES).min(n);
-        let constants = [&rows.log_sum, &rows.factor, &rows.uniform, &rows.lengths].map(|v| load(&v[at.clone()]));
-        let (mut c, mut dot) = (load(&cosines[at.clone()]), load(&row_dots[at.clone()]));
-        class.gradients_of_lanes(&mut c, &constants, &mut dot, &mut dots);
-        store(&mut cosines[at.clone()], c);
-        store(&mut row_dots[at], dot);
+    let (log_sums, log_sum_rest) = rows.log_sum[..n].as_chunks::<LANES>();
+    let (factors, factor_rest) = rows.factor[..n].as_chunks::<LANES>();
+    let (uniforms, uniform_rest) = rows.uniform[..n].as_chunks::<LANES>();
+    let (lengths, length_rest) = rows.lengths[..n].as_chunks::<LANES>();
+    let (whole, c_rest) = cosines.as_chunks_mut::<LANES>();
+    let (row_dot, dot_rest) = row_dots[..n].as_chunks_mut::<LANES>();
+    for (((((c, log_sum), factor), uniform), length), dot) in
+        whole.iter_mut().zip(log_sums).zip(factors).zip(uniforms).zip(lengths).zip(row_dot)
+    {
+        class.gradients_of_lanes(c, log_sum, factor, uniform, length, dot, &mut dots);
+    }
+    if !c_rest.is_empty() {
+        let (mut c, mut dot) = (load(c_rest), load(dot_rest));
+        let (log_sum, factor, uniform) = (load(log_sum_rest), load(factor_rest), load(uniform_rest));
+        class.gradients_of_lanes(&mut c, &log_sum, &factor, &uniform, &load(length_rest), &mut dot, &mut dots);
+        store(c_rest, c);
+        store(dot_rest, dot);
     }
     let mut class_dot = sum(dots);
     rows.show(targets, |i, c, g, length| {
@@ -314,22 +324,25 @@ struct Class {
 }
 
 impl Class {
-    /// [`gradients`] of LANES rows; `constants` are log_sum, factor, uniform and length.
+    /// [`gradients`] of LANES rows.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn gradients_of_lanes(
         self,
         c: &mut [f32; LANES],
-        constants: &[[f32; LANES]; 4],
+        log_sum: &[f32; LANES],
+        factor: &[f32; LANES],
+        uniform: &[f32; LANES],
+        length: &[f32; LANES],
         row_dots: &mut [f32; LANES],
         dots: &mut [f32; LANES],
     ) {
-        let [log_sum, factor, uniform, length] = *constants;
-        let z = zip(*c, log_sum, |c, log_sum| self.logit.of(c) - log_sum);
-        let p = zip(factor, map(z, super::numeric::Real::exp), |factor, e| factor * e);
-        let g = map(zip(p, uniform, |p, uniform| p - uniform), |g| to_bf16(g * self.sigma));
+        let z = zip(*c, *log_sum, |c, log_sum| self.logit.of(c) - log_sum);
+        let p = zip(*factor, map(z, super::numeric::Real::exp), |factor, e| factor * e);
+        let g = map(zip(p, *uniform, |p, uniform| p - uniform), |g| to_bf16(g * self.sigma));
         let dot = zip(g, *c, |g, c| g * c);
         *row_dots = zip(*row_dots, dot, |sum, dot| dot.mul_add(self.length, sum));
-        let weighted = zip(dot, length, |dot, length| dot * length);
+        let weighted = zip(dot, *length, |dot, length| dot * length);
         *dots = zip(*dots, weighted, |sum, dot| sum + dot);
         *c = g;
     }
