@@ -36,6 +36,7 @@ mod output;
 mod problem;
 pub mod reference;
 mod row_loss;
+pub mod row_margins;
 mod schedule;
 
 pub use builder::MarginLossBuilder;
