@@ -28,6 +28,18 @@ pub(crate) struct Kept {
     tables: cuda::TablePool,
 }
 
+impl Kept {
+    /// The error of the first call so far that had a bad label or sample weight and has not said so; waits for the devices.
+    pub fn check_calls(
+        &self,
+        #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] params: &Params,
+    ) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.tables.hear(params, true)?;
+        Ok(())
+    }
+}
+
 /// The loss, on the tape where X or W is.
 pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput> {
     if !is_fused(problem)? {
@@ -38,7 +50,7 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
     let tracked = track_x || track_w;
     let at_once = tracked && params.reduction != Reduction::None && !params.recompute_gradients;
     let (dx, dw) = if at_once { wide_gradients(problem, track_x, track_w)? } else { (None, None) };
-    let (mut output, states) = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
+    let (mut output, states) = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() }, tracked)?;
     if !tracked {
         return Ok(output);
     }
@@ -65,7 +77,7 @@ pub(crate) fn loss_and_grads(problem: &Problem, kept: &Kept) -> Result<(LossOutp
         return composed_gradients(problem);
     }
     let (dx, dw) = (new_gradient(problem.features)?, new_gradient(problem.weight)?);
-    Ok((run(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) })?.0, dx, dw))
+    Ok((run(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) }, false)?.0, dx, dw))
 }
 
 /// The loss off the tape, and the gradients of everything that it is computed from.
@@ -80,7 +92,7 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
     } else {
         let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
         let (dx, dw) = (new(x)?, new(w)?);
-        let output = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?.0;
+        let output = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() }, false)?.0;
         (output, dx, dw)
     };
     let (mut leaves, mut seeds) = (Vec::new(), [None, None]);
@@ -121,7 +133,7 @@ pub(crate) fn loss_and_grads_into(problem: &Problem, kept: &Kept, dx: &Tensor, d
         dw.slice_set(&new_dw, 0, 0)?;
         return Ok(output);
     }
-    Ok(run(problem, kept, Gradients { features: Some(dx), weight: Some(dw) })?.0)
+    Ok(run(problem, kept, Gradients { features: Some(dx), weight: Some(dw) }, false)?.0)
 }
 
 /// That gradients may be written over `dx` and `dw`.
@@ -222,8 +234,13 @@ fn wide_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Op
     Ok((new(features, problem.features)?, new(weight, problem.weight)?))
 }
 
-/// The loss, and those gradients of its reduction that are wanted.
-fn run(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<(LossOutput, States)> {
+/// The loss, and those gradients of its reduction that are wanted; with `keep` the states that a backward pass is to find.
+fn run(
+    problem: &Problem,
+    kept: &Kept,
+    gradients: Gradients,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] keep: bool,
+) -> Result<(LossOutput, States)> {
     match problem.features.device() {
         Device::Cpu => {
             let targets = problem.targets()?;
@@ -234,7 +251,7 @@ fn run(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<(LossOutp
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let (output, states) = cuda::forward(problem, &kept.tables, gradients)?;
+            let (output, states) = cuda::forward(problem, &kept.tables, gradients, keep)?;
             Ok((output, States::Cuda(states)))
         }
         device => Err(no_path(device)),
@@ -389,12 +406,16 @@ impl CustomOp2 for Node {
         _: &candle_core::CudaStorage,
         _: &Layout,
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
+        use candle_core::backend::{BackendDevice, BackendStorage};
         let (value, layout) = self.value.storage_and_layout();
         let Storage::Cuda(value) = &*value else {
             candle_core::bail!("a loss that is not on the device of its features")
         };
-        Ok((value.try_clone(layout)?, self.value.shape().clone()))
+        // `try_clone` would take all of a storage that several outputs share.
+        // SAFETY: the copy writes every element.
+        let mut copy = unsafe { value.device().alloc_uninit(self.value.shape(), value.dtype())? };
+        value.copy_strided_src(&mut copy, 0, layout)?;
+        Ok((copy, self.value.shape().clone()))
     }
 
     fn bwd(

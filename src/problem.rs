@@ -112,28 +112,32 @@ impl<'a> Problem<'a> {
     }
 
     fn bad_label(&self, row: usize, label: i64) -> Option<Error> {
-        if !(0..self.c as i64).contains(&label) {
-            return Some(Error::Label { row, label, classes: self.c, ignore_index: self.params.ignore_index });
-        }
-        self.params.is_out(label as usize).then(|| {
-            Error::Input(format!("label {label} of row {row} is a class that the prior takes out: its log prior is −∞"))
-        })
+        bad_label(self.params, row, label)
     }
+}
 
-    /// The error of a row whose label or sample weight a device has found to be none.
-    #[cfg(feature = "cuda")]
-    pub fn bad_row(&self, row: usize) -> Result<Error> {
-        let label = self.labels.narrow(0, row, 1)?.to_dtype(DType::I64)?.to_vec1::<i64>()?[0];
-        if let Some(error) = self.bad_label(row, label) {
-            return Ok(error);
-        }
-        let weight = match self.sample_weights {
-            None => 1.0,
-            Some(weights) => weights.narrow(0, row, 1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0],
-        };
-        let error = bad_sample_weight(row, weight);
-        Ok(error.unwrap_or_else(|| Error::Input(format!("row {row} changed while its loss was computed"))))
+fn bad_label(params: &Params, row: usize, label: i64) -> Option<Error> {
+    if !(0..params.classes as i64).contains(&label) {
+        return Some(Error::Label { row, label, classes: params.classes, ignore_index: params.ignore_index });
     }
+    params.is_out(label as usize).then(|| {
+        Error::Input(format!("label {label} of row {row} is a class that the prior takes out: its log prior is −∞"))
+    })
+}
+
+/// The error of a row whose label or sample weight a device has found to be none.
+#[cfg(feature = "cuda")]
+pub(crate) fn bad_row(params: &Params, labels: &Tensor, sample_weights: Option<&Tensor>, row: usize) -> Result<Error> {
+    let label = labels.narrow(0, row, 1)?.to_dtype(DType::I64)?.to_vec1::<i64>()?[0];
+    if let Some(error) = bad_label(params, row, label) {
+        return Ok(error);
+    }
+    let weight = match sample_weights {
+        None => 1.0,
+        Some(weights) => weights.narrow(0, row, 1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0],
+    };
+    let error = bad_sample_weight(row, weight);
+    Ok(error.unwrap_or_else(|| Error::Input(format!("row {row} had no such label or weight, and has one now"))))
 }
 
 fn bad_sample_weight(row: usize, weight: f64) -> Option<Error> {

@@ -1,8 +1,8 @@
 //! The device: its memory, its modules, what it can do, and what went wrong.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
-use std::ffi::{CStr, CString};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::{CStr, CString, c_char};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -112,7 +112,8 @@ fn number(name: &str) -> Option<u64> {
     }
 }
 
-/// The module to load instead of `text`: the file of `PTX_EMULATOR_REPLACE`'s folder whose first kernel `text` has, too. For tests of tests.
+/// The module to load instead of `text`: the file of `PTX_EMULATOR_REPLACE`'s folder that has its first kernel, or whose first kernel it has. For tests of
+/// tests.
 fn replacement(text: &str) -> Option<String> {
     let folder = std::env::var_os("PTX_EMULATOR_REPLACE")?;
     let entries =
@@ -121,9 +122,11 @@ fn replacement(text: &str) -> Option<String> {
     paths.sort();
     paths.into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "ptx")).find_map(|path| {
         let other = std::fs::read_to_string(path).ok()?;
-        let (_, first) = other.split_once(".entry ")?;
-        let name = first.split('(').next()?;
-        text.contains(&format!(".entry {name}(")).then_some(other)
+        let is_in = |one: &str, all: &str| {
+            let name = one.split_once(".entry ").and_then(|(_, first)| first.split('(').next());
+            name.is_some_and(|name| all.contains(&format!(".entry {name}(")))
+        };
+        (is_in(text, &other) || is_in(&other, text)).then_some(other)
     })
 }
 
@@ -206,6 +209,32 @@ extern "C" fn end() {
 
 thread_local! {
     static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) };
+    static CALLS: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Counts a call of an entry point by this thread.
+pub(crate) fn count(name: &'static str) {
+    // While a thread ends there may be nothing left to count in.
+    let _ = CALLS.try_with(|calls| *calls.borrow_mut().entry(name).or_default() += 1);
+}
+
+/// How often this thread has called each entry point so far, `NAME COUNT` a line, as a string of C into `length` bytes at `to`; gives the bytes it takes. A test
+/// that may run on a real driver looks for it by its name.
+///
+/// # Safety
+/// `to` is null, or `length` bytes can be written there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn emulatedDriverCalls(to: *mut c_char, length: usize) -> usize {
+    let text: String =
+        CALLS.with_borrow(|calls| calls.iter().map(|(name, count)| format!("{name} {count}\n")).collect());
+    if !to.is_null() && length > text.len() {
+        // SAFETY: room for the text and the byte that ends it, by the caller's word
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr(), to.cast(), text.len());
+            to.add(text.len()).write(0);
+        }
+    }
+    text.len() + 1
 }
 
 /// The reason of this thread's last call that failed.
@@ -364,6 +393,9 @@ impl Device {
     }
 
     fn report(&self, name: &str, failure: &Failure) {
+        if failure.code == NOT_READY {
+            return; // an answer, and no failure
+        }
         eprintln!("emulated driver: {name}: {} (error {})", failure.reason, failure.code);
         MESSAGE.set(failure.reason.clone());
     }
@@ -417,6 +449,7 @@ macro_rules! entries {
         #[doc = concat!("`", stringify!($name), "`.")]
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $t),*) -> u32 {
+            $crate::device::count(stringify!($name));
             // SAFETY: each body touches what its caller's pointers point to by the contract of the function of this name
             #[allow(unused_unsafe)]
             $by(stringify!($name), |$device| unsafe { $body })
