@@ -32,7 +32,8 @@ __device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows,
         target_cosine = statistics.target;
         double prior = options.prior != nullptr ? options.prior[label] : 0.0;
         double scale = double(scale2<T>(options)) / LOG2_E;
-        Finished f = finish(options, statistics, scale, double(call.c), options.angular[label], options.additive[label], prior, hard);
+        RowMargin margin = {options.angular[label], 0.0, options.additive[label]};
+        Finished f = finish(options, statistics, scale, double(call.c), margin, prior, hard);
         double sample_weight = sample_weight_of(call, row);
         if (!(sample_weight >= 0.0 && sample_weight <= MARGIN_LOSS_LARGEST)) {
             state.label = BAD_WEIGHT;

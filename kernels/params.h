@@ -40,11 +40,22 @@
 // AngleRange
 #define MARGIN_LOSS_WRAP 0
 #define MARGIN_LOSS_MONOTONE 1
+#define MARGIN_LOSS_LINEAR 2
+#define MARGIN_LOSS_EASY 3
+#define MARGIN_LOSS_CLAMP 4
+// How near to 0 and π the last lets an angle come.
+#define MARGIN_LOSS_CLAMPED 1e-3
 
 // TargetGradient
 #define MARGIN_LOSS_EXACT 0
 #define MARGIN_LOSS_DETACH_DIFFICULTY 1
 #define MARGIN_LOSS_STRAIGHT_THROUGH 2
+
+// RowLoss
+#define MARGIN_LOSS_CROSS_ENTROPY 0
+#define MARGIN_LOSS_FOCAL 1
+#define MARGIN_LOSS_POLY_1 2
+#define MARGIN_LOSS_GENERALIZED 3
 
 // Reduction
 #define MARGIN_LOSS_REDUCE_NONE 0
@@ -75,7 +86,8 @@ struct MarginLossRule {
     int gate;
     int angle_range;
     int gradient;
-    int unused;
+    int row_loss;
+    double row_loss_parameter; // γ, ε or q
 };
 
 // What of the loss does not depend on the batch.

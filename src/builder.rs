@@ -4,6 +4,7 @@ use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
 use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
 use crate::options::{ClassWeights, LARGEST, LabelCheck, OUT, Params, Path, Prior, Reduction};
+use crate::row_loss::RowLoss;
 
 /// The largest λ: ψ′ is in λ·A/2, and is to leave room in single precision.
 const MOST_STRENGTH: f64 = 1e6;
@@ -24,6 +25,7 @@ pub struct MarginLossBuilder {
     reduction: Reduction,
     ignore_index: Option<i64>,
     label_smoothing: f64,
+    row_loss: RowLoss,
     path: Path,
     recompute_gradients: bool,
     workspace_bytes: Option<usize>,
@@ -48,6 +50,7 @@ impl MarginLossBuilder {
             reduction: Reduction::Mean,
             ignore_index: None,
             label_smoothing: 0.0,
+            row_loss: RowLoss::CrossEntropy,
             path: Path::Auto,
             recompute_gradients: false,
             workspace_bytes: None,
@@ -87,7 +90,7 @@ impl MarginLossBuilder {
         self
     }
 
-    /// What happens to angles beyond π; needs a margin on the angle. Default [`AngleRange::Monotone`] for SphereFace, else [`AngleRange::Wrap`].
+    /// What happens to angles beyond π, and where the margin does not help; needs a margin on the angle. Default [`AngleRange::Monotone`] for SphereFace, else [`AngleRange::Wrap`].
     pub fn angle_range(mut self, angle_range: AngleRange) -> Self {
         self.angle_range = Some(angle_range);
         self
@@ -131,6 +134,13 @@ impl MarginLossBuilder {
     /// α of the target distribution (1 − α)·onehot + α/C, 0 ≤ α < 1. Default 0.
     pub fn label_smoothing(mut self, alpha: f64) -> Self {
         self.label_smoothing = alpha;
+        self
+    }
+
+    /// What a row loses at the probability of its class. Default [`RowLoss::CrossEntropy`]; no other goes with label smoothing, which is a loss of every
+    /// class's probability.
+    pub fn row_loss(mut self, row_loss: RowLoss) -> Self {
+        self.row_loss = row_loss;
         self
     }
 
@@ -228,6 +238,25 @@ impl MarginLossBuilder {
                 self.label_smoothing
             )));
         }
+        match self.row_loss {
+            RowLoss::CrossEntropy => {}
+            _ if self.label_smoothing > 0.0 => {
+                return Err(Error::Option(
+                    "label smoothing goes with the cross-entropy alone, and another row loss is set".into(),
+                ));
+            }
+            RowLoss::Focal { gamma } => drop(range("the focal loss: γ", gamma, 0.0, 100.0)?),
+            RowLoss::Poly1 { epsilon } => drop(range("Poly-1: ε", epsilon, -1.0, 1e6)?),
+            RowLoss::Generalized { q } if q > 0.0 && q <= 1.0 => {}
+            RowLoss::Generalized { q } => {
+                return Err(Error::Option(format!("generalised cross-entropy: q must be in 0 < q ≤ 1, it is {q}")));
+            }
+        }
+        if self.angle_range == Some(AngleRange::Linear) && m1 != 1.0 {
+            return Err(Error::Option(format!(
+                "the linear angle range is of an angle that is not multiplied, and m1 is {m1}"
+            )));
+        }
         let default_range = match self.margin {
             Margin::SphereFace { .. } => AngleRange::Monotone,
             _ => AngleRange::Wrap,
@@ -243,6 +272,7 @@ impl MarginLossBuilder {
             classes,
             scale: self.scale,
             rule,
+            row_loss: self.row_loss,
             angular,
             additive,
             log_prior: self.log_prior()?,

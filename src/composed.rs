@@ -5,10 +5,11 @@ use std::f64::consts::PI;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::log_softmax;
 
-use crate::margin::{AngleRange, InstanceGate, TargetGradient};
+use crate::margin::{AngleRange, CLAMPED, InstanceGate, TargetGradient};
 use crate::options::{Params, Reduction};
 use crate::output::{IGNORED, LossOutput};
 use crate::problem::Problem;
+use crate::row_loss::RowLoss;
 
 /// Everything but labels and rows to ignore is a Candle op, so gradients come from Candle's tape.
 pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
@@ -57,7 +58,11 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
     // Selected, not multiplied: of a class that is out, log p is −∞ in f16.
     let nll = is_target.where_cond(&log_p, &log_p.zeros_like()?)?.sum(D::Minus1)?.neg()?;
     let alpha = params.label_smoothing;
-    let per_row = if alpha == 0.0 { nll } else { ((nll * (1.0 - alpha))? - (log_p.mean(D::Minus1)? * alpha)?)? };
+    let per_row = if alpha == 0.0 {
+        row_loss(params.row_loss, &nll)?
+    } else {
+        ((nll * (1.0 - alpha))? - (log_p.mean(D::Minus1)? * alpha)?)?
+    };
     let wide = problem.accumulation_dtype();
     let ell = (per_row * omega)?.to_dtype(wide)?; // (V)
 
@@ -113,6 +118,18 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
     })
 }
 
+/// F from −ln p, (V).
+fn row_loss(row_loss: RowLoss, nll: &Tensor) -> Result<Tensor> {
+    let away = || 1.0 - nll.neg()?.exp()?; // 1 − p
+    match row_loss {
+        RowLoss::CrossEntropy => Ok(nll.clone()),
+        // Above 0, so that a power below 1 has a gradient.
+        RowLoss::Focal { gamma } => away()?.maximum(1e-30)?.powf(gamma)? * nll,
+        RowLoss::Poly1 { epsilon } => nll + (away()? * epsilon)?,
+        RowLoss::Generalized { q } => (1.0 - (nll * -q)?.exp()?)? / q,
+    }
+}
+
 /// Rows divided by max(‖row‖₂, 1e-12); the floor under the root, so that a row of zeros has a gradient.
 pub(crate) fn unit_rows(rows: &Tensor) -> Result<Tensor> {
     let norm = rows.sqr()?.sum_keepdim(D::Minus1)?.maximum(1e-24)?.sqrt()?;
@@ -144,9 +161,15 @@ pub(crate) fn margin_cosine(params: &Params, c_y: &Tensor, angular: &Tensor, har
         None => angular.clone(),
         Some(gate) => (angular + ((gate * difficulty)? * rule.instance_strength)?)?, // eqs. (8), (9)
     };
-    let phi = ((arccos(&source)? * rule.m1)? + a)?;
+    let phi = ((arccos(&source)? * rule.m1)? + &a)?;
     let psi = match rule.angle_range {
         AngleRange::Wrap => phi.cos()?,
+        AngleRange::Linear => {
+            let line = (&source - (&a * a.sin()?)?)?;
+            phi.gt(PI)?.where_cond(&line, &phi.cos()?)?
+        }
+        AngleRange::Easy => source.gt(0.0)?.where_cond(&phi.cos()?, &source)?,
+        AngleRange::Clamp => phi.maximum(CLAMPED)?.minimum(PI - CLAMPED)?.cos()?,
         AngleRange::Monotone => {
             let k = (phi.detach() / PI)?.floor()?;
             let sign = (1.0 - ((&k - ((&k / 2.0)?.floor()? * 2.0)?)? * 2.0)?)?; // (−1)^k

@@ -35,6 +35,7 @@ mod options;
 mod output;
 mod problem;
 pub mod reference;
+mod row_loss;
 mod schedule;
 
 pub use builder::MarginLossBuilder;
@@ -47,6 +48,7 @@ pub use options::{
     ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, LabelCheck, Path, Prior, Reduction,
 };
 pub use output::{IGNORED, LossOutput};
+pub use row_loss::RowLoss;
 pub use schedule::LossSchedule;
 
 use candle_core::Tensor;

@@ -1,6 +1,7 @@
 //! What a loss can be told, and what that comes to: [`Params`], the tables and scalars that every path reads.
 
 use crate::margin::MarginRule;
+use crate::row_loss::RowLoss;
 
 /// What is added to every class's logit, for its frequency in training.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,6 +110,8 @@ pub(crate) struct Params {
     /// s
     pub scale: f64,
     pub rule: MarginRule,
+    /// F
+    pub row_loss: RowLoss,
     /// A_j, (C)
     pub angular: Vec<f64>,
     /// B_j, (C)
@@ -155,6 +158,7 @@ impl std::fmt::Debug for Params {
             .field("classes", &self.classes)
             .field("scale", &self.scale)
             .field("rule", &self.rule)
+            .field("row_loss", &self.row_loss)
             .field("angular", &span(&self.angular))
             .field("additive", &span(&self.additive))
             .field("log_prior", &span(&self.log_prior))

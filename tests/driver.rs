@@ -7,11 +7,11 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void};
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_margin_loss::{LabelCheck, LossOutput, MarginLoss, MarginLossBuilder};
-use common::{Inputs, Result, builders, distance, flat, off_tape, size};
+use common::{Inputs, Result, builders, distance, flat, fused, off_tape, size};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 unsafe extern "C" {
@@ -101,6 +101,7 @@ fn a_step_asks_little_of_the_driver() -> Result<()> {
 /// Several threads that come to a new device and a new loss at once, each on a stream of its own.
 #[test]
 fn threads_that_come_at_once() -> Result<()> {
+    let _alone = alone();
     let (n, c, d) = (70, 130, 40);
     let inputs = inputs(n, c, d, 5)?;
     let expected = off_tape(&dbm(c)?.build()?, &inputs.on(&Device::Cpu)?)?;
@@ -137,9 +138,17 @@ fn threads_that_come_at_once() -> Result<()> {
     Ok(())
 }
 
+/// To wait for a device would break another test's capture.
+static CAPTURES: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    CAPTURES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What one thread has put on the device is there for another, whose stream does not wait for the first one's; and stays until the other's is done.
 #[test]
 fn tables_outlive_their_uploads_and_their_uses() -> Result<()> {
+    let _alone = alone();
     let (n, c, d) = (9, 12, 7);
     let gpu = Device::new_cuda(0)?;
     let inputs = inputs(n, c, d, 7)?;
@@ -179,6 +188,7 @@ fn tables_outlive_their_uploads_and_their_uses() -> Result<()> {
 /// cannot be captured is refused before anything is, so that the capture goes on.
 #[test]
 fn captures_on_both_kinds_of_device() -> Result<()> {
+    let _alone = alone();
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     for own_stream in [false, true] {
         let gpu = if own_stream { Device::new_cuda_with_stream(0)? } else { Device::new_cuda(0)? };
@@ -236,22 +246,72 @@ fn captures_on_both_kinds_of_device() -> Result<()> {
     Ok(())
 }
 
+/// Runs the test `name` again in a process of its own, with what the emulated driver is told by `variables`; None in that process, or where the driver is
+/// another one.
+fn in_a_process_of_its_own(name: &str, variables: &[(&str, &str)]) -> Result<Option<String>> {
+    if calls().is_none() {
+        println!("SKIPPED: the driver cannot be told so");
+        return Ok(Some(String::new()));
+    }
+    if std::env::var_os("MARGIN_LOSS_CHILD").is_some() {
+        return Ok(None);
+    }
+    let child = std::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", name, "--nocapture"])
+        .env("MARGIN_LOSS_CHILD", "1")
+        .envs(variables.iter().copied())
+        .output()?;
+    let text = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && text.contains("1 passed"), "{text}");
+    Ok(Some(text))
+}
+
+/// One loss on two devices, in turn by one thread and at once by two: each device has its tables, kernels and workspaces.
+#[test]
+fn one_loss_on_two_devices() -> Result<()> {
+    if in_a_process_of_its_own("one_loss_on_two_devices", &[("PTX_EMULATOR_DEVICES", "2")])?.is_some() {
+        return Ok(());
+    }
+    // cudarc frees into the stream of the handle: with per-thread streams, which all have the same, another device's.
+    let devices = [Device::new_cuda_with_stream(0)?, Device::new_cuda_with_stream(1)?];
+    for (n, c, d) in SIZES {
+        let inputs = inputs(n, c, d, 17)?;
+        for streaming in [false, true] {
+            let loss = dbm(c)?.streaming(streaming).keep_workspace(true).check_labels(LabelCheck::Later).build()?;
+            let expected = off_tape(&loss, &inputs.on(&Device::Cpu)?)?;
+            let there: Vec<_> = devices.iter().map(|device| inputs.on(device)).collect::<Result<_>>()?;
+            let step = |at: usize| -> std::result::Result<Vec<f64>, String> {
+                let found = off_tape(&loss, &there[at]).map_err(|error| error.to_string())?;
+                assert!(distance(&found.dw, &expected.dw) <= 1e-4 * size(&expected.dw));
+                // On the tape, its backward pass and the scaling of its gradients.
+                let tape = fused(&loss, &there[at], None).map_err(|error| error.to_string())?;
+                assert!(distance(&tape.dx, &expected.dx) <= 1e-4 * size(&expected.dx));
+                Ok(found.dw)
+            };
+            let first = step(0)?;
+            for at in [1, 0, 1, 0] {
+                assert_eq!(step(at)?, first, "the same device twice: the same bits");
+            }
+            std::thread::scope(|scope| {
+                let step = &step;
+                let both = [0, 1, 0].map(|at| scope.spawn(move || step(at)));
+                both.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap().unwrap(), first));
+            });
+            loss.check_calls()?;
+            let mixed = loss.forward(&there[0].x, &there[1].w, &there[0].y).unwrap_err().to_string();
+            assert!(mixed.contains("Cuda { gpu_id: 0 }") && mixed.contains("Cuda { gpu_id: 1 }"), "{mixed}");
+        }
+    }
+    Ok(())
+}
+
 /// A device that refuses cooperative launches, as one does that others use, too: the streaming kernels take over, and it is not asked again. In a process of
 /// its own.
 #[test]
 fn a_cooperative_launch_that_is_refused() -> Result<()> {
     let (n, c, d) = (70, 130, 40);
-    if std::env::var_os("MARGIN_LOSS_CHILD").is_none() {
-        if calls().is_none() {
-            println!("SKIPPED: the device cannot be told to refuse");
-            return Ok(());
-        }
-        let child = std::process::Command::new(std::env::current_exe()?)
-            .args(["--exact", "a_cooperative_launch_that_is_refused", "--nocapture"])
-            .envs([("MARGIN_LOSS_CHILD", "1"), ("PTX_EMULATOR_COOPERATIVE", "refuse")])
-            .output()?;
-        let text = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
-        assert!(child.status.success() && text.contains("were refused"), "{text}");
+    let refuse = [("PTX_EMULATOR_COOPERATIVE", "refuse")];
+    if in_a_process_of_its_own("a_cooperative_launch_that_is_refused", &refuse)?.is_some() {
         return Ok(());
     }
     let gpu = Device::new_cuda(0)?;
@@ -280,7 +340,6 @@ fn a_cooperative_launch_that_is_refused() -> Result<()> {
     let counted = count(|| Ok(loss.loss_and_grads(&few.x, &few.w, &few.y, None).map(|_| ())?))?.ok_or("counts")?;
     let launches = ["cuLaunchKernel", "cuLaunchCooperativeKernel"].map(|name| counted.get(name).copied());
     assert_eq!(launches, [Some(1), None], "{counted:?}");
-    println!("{asked} launches were refused");
     Ok(())
 }
 

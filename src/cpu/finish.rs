@@ -3,6 +3,7 @@
 use super::call::Call;
 use super::numeric::{Element, Real};
 use super::statistics::Accumulated;
+use crate::margin::RowMargin;
 use crate::problem::TargetRow;
 
 /// What is known of a row that is not ignored: its loss, and enough for its gradient.
@@ -20,8 +21,8 @@ pub(crate) struct RowState {
     pub(super) dpsi: f64,
     /// logsumexp_{j≠y} z_ij
     pub(super) log_sum: f64,
-    /// δ = log_sum − z_iy
-    pub(super) delta: f64,
+    /// F′(δ), δ = log_sum − z_iy
+    pub(super) slope: f64,
 }
 
 impl<X, W> Call<'_, X, W>
@@ -38,49 +39,17 @@ where
             let y = target.class as usize;
             let (cosine, predicted) = (all.target[i], all.best_class[i]);
             let hard = predicted != target.class; // eq. (9)
-            let (angular, additive) = (params.angular[y], params.additive[y]);
-            let margin = params.rule.target(cosine, angular, additive, hard, X::Acc::SIN_FLOOR);
+            let margin = RowMargin { angular: params.angular[y], alpha: 0.0, additive: params.additive[y] };
+            let margin = params.rule.target(cosine, margin, hard, X::Acc::SIN_FLOOR);
             let z_y = params.scale * margin.psi + params.log_prior[y];
             let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
-            let delta = log_sum - z_y;
-            let mut loss = softplus(delta); // eqs. (5), (10), (11)
+            let (mut loss, slope) = params.row_loss.at(log_sum - z_y); // eqs. (5), (10), (11)
             if alpha > 0.0 {
                 let others = params.scale * all.total[i] + (prior_sum - params.log_prior[y]);
                 loss += alpha * (z_y - (others + z_y) / params.classes as f64);
             }
             let loss = target.weight * loss;
-            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, delta }
+            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, slope }
         })
-    }
-}
-
-/// ln(1 + e^x)
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
-}
-
-/// 1 / (1 + e^−x)
-pub(super) fn sigmoid(x: f64) -> f64 {
-    if x >= 0.0 {
-        1.0 / (1.0 + (-x).exp())
-    } else {
-        let e = x.exp();
-        e / (1.0 + e)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn softplus_and_sigmoid_keep_their_tails() {
-        assert_eq!(softplus(f64::NEG_INFINITY), 0.0);
-        assert_eq!(sigmoid(f64::NEG_INFINITY), 0.0);
-        assert!((softplus(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert!((sigmoid(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert_eq!(softplus(1e4), 1e4);
-        assert_eq!(sigmoid(1e4), 1.0);
-        assert!(softplus(f64::NAN).is_nan() && sigmoid(f64::NAN).is_nan());
     }
 }

@@ -82,6 +82,8 @@ pub(super) fn with_call<R>(
 ) -> Result<R> {
     let device = problem.features.device().as_cuda_device()?;
     let stream = device.cuda_stream();
+    // Another device's context may be this thread's.
+    stream.context().bind_to_thread().w()?;
     check_capture(&stream, false)?;
     let tables = pool.on(device, problem.params())?;
     let sin_floor = if problem.accumulation_dtype() == DType::F64 { f64::SIN_FLOOR } else { f32::SIN_FLOOR };

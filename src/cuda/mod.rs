@@ -126,17 +126,14 @@ fn typed_forward<T: Accumulator>(
         let layout = StatesLayout::of(problem);
         let mut outputs = Outputs::<T>::new(problem, device, false)?;
         // The forward pass writes every state and norm before anything reads them.
-        let mut states = keep.then(|| Memory::new(stream, layout.end)).transpose()?;
+        let states = keep.then(|| Memory::new(stream, layout.end)).transpose()?;
         match &states {
             Some(memory) => layout.point_at(memory.address, &mut call.arguments),
             None => call.states = Some(layout),
         }
         {
             let _outputs = outputs.point_at(&mut call.arguments, stream);
-            if fused_step(call, out)? {
-                // One block keeps its states on chip.
-                states = states.filter(|_| call.arguments.on_chip == 0);
-            } else {
+            if !fused_step(call, out)? {
                 let way = Way::of(call, out)?;
                 let (counters, bytes) = way.workspace();
                 call.least_workspace = align(4 * counters) + bytes;
@@ -156,7 +153,9 @@ fn typed_forward<T: Accumulator>(
                 return Err(bad_row(problem.params(), problem.labels, problem.sample_weights, bad[0] as usize - 1)?);
             }
         }
-        Ok((outputs.wrap(device)?, States(states)))
+        // One block that made the whole step kept its states on chip.
+        let states = States(states.filter(|_| call.arguments.on_chip == 0));
+        Ok((outputs.wrap(device)?, states))
     })
 }
 

@@ -1,6 +1,8 @@
 //! A loss's tables on the devices that it is used on.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::{DeviceId, WrapErr};
@@ -32,6 +34,9 @@ pub(super) struct Tables {
     /// The device's
     pub kernels: Arc<Kernels>,
     memory: Memory,
+    /// The thread that made them, and whether others have used them
+    owner: ThreadId,
+    shared: AtomicBool,
 }
 
 impl TablePool {
@@ -43,6 +48,9 @@ impl TablePool {
     pub(super) fn on(&self, device: &CudaDevice, params: &Params) -> Result<Arc<Tables>> {
         let mut all = self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some((_, tables)) = all.iter().find(|(id, _)| *id == device.id()) {
+            if std::thread::current().id() != tables.owner {
+                tables.shared.store(true, Relaxed);
+            }
             return Ok(tables.clone());
         }
         let tables = Arc::new(Tables::new(device, params)?);
@@ -76,12 +84,24 @@ impl Tables {
         stream.synchronize().w()?;
         let at = |place: usize| memory.address + 8 * place as u64;
         let (prior, weights) = (prior.map(at), weights.map(at));
-        Ok(Self { angular: at(angular), additive: at(additive), prior, weights, one: at(0), kernels, memory })
+        Ok(Self {
+            angular: at(angular),
+            additive: at(additive),
+            prior,
+            weights,
+            one: at(0),
+            kernels,
+            memory,
+            owner: std::thread::current().id(),
+            shared: AtomicBool::new(false),
+        })
     }
 }
 
 impl Drop for Tables {
     fn drop(&mut self) {
-        settle(self.memory.stream());
+        if self.shared.load(Relaxed) || std::thread::current().id() != self.owner {
+            settle(self.memory.stream());
+        }
     }
 }

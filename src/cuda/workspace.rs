@@ -93,14 +93,17 @@ impl WorkspacePool {
 impl Drop for WorkspacePool {
     fn drop(&mut self) {
         let all = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for ((stream, _), memory) in all {
-            settle(&stream);
+        for ((stream, thread), memory) in all {
+            if thread.is_some_and(|thread| thread != std::thread::current().id()) {
+                settle(&stream);
+            }
             drop(memory);
         }
     }
 }
 
-/// Waits for what other threads have put into their streams, before what they may use is freed in this one's.
+/// Waits for what other threads have put into their streams, before what they may use is freed in this one's. It would break a capture of theirs: only
+/// where several threads have used a loss.
 pub(super) fn settle(stream: &CudaStream) {
     if is_per_thread(stream) {
         stream.context().record_err(stream.context().synchronize());

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_margin_loss::{
     AngleRange, ClassCounts, ClassWeights, InstanceGate, LossOutput, Margin, MarginLoss, MarginLossBuilder, Prior,
-    Reduction, TargetGradient, reference,
+    Reduction, RowLoss, TargetGradient, reference,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -86,6 +86,43 @@ pub fn builders(classes: usize) -> Vec<(&'static str, MarginLossBuilder)> {
                 .margin(Margin::ArcFace { m: 0.5 })
                 .instance_gate(InstanceGate::Positives)
                 .angle_range(AngleRange::Monotone),
+        ),
+        ("ArcFace 1.2, linear", new().margin(Margin::ArcFace { m: 1.2 }).angle_range(AngleRange::Linear)),
+        (
+            "DBM, positives, linear",
+            new()
+                .margin(Margin::Dbm { k: 1.5, tau: 0.2 })
+                .instance_gate(InstanceGate::Positives)
+                .angle_range(AngleRange::Linear),
+        ),
+        (
+            "ArcFace, easy, hard positives, focal 2",
+            new()
+                .margin(Margin::ArcFace { m: 0.5 })
+                .instance_gate(InstanceGate::HardPositives)
+                .angle_range(AngleRange::Easy)
+                .row_loss(RowLoss::Focal { gamma: 2.0 }),
+        ),
+        (
+            "combined, clamp, Poly-1",
+            new()
+                .margin(Margin::Combined { m1: 1.1, m2: 0.8, m3: 0.2 })
+                .angle_range(AngleRange::Clamp)
+                .row_loss(RowLoss::Poly1 { epsilon: 2.0 }),
+        ),
+        (
+            "DBM-BS, generalised 0.7, per row, ignore",
+            new()
+                .margin(dbm())
+                .instance_gate(InstanceGate::HardPositives)
+                .prior(bs())
+                .row_loss(RowLoss::Generalized { q: 0.7 })
+                .ignore_index(IGNORE)
+                .reduction(Reduction::None),
+        ),
+        (
+            "focal 0.5, weights",
+            new().row_loss(RowLoss::Focal { gamma: 0.5 }).class_weights(ClassWeights::PerClass(table(0.3))),
         ),
         ("LDAM", new().margin(Margin::Ldam { max_m: 0.5 })),
         (
