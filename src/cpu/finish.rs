@@ -6,7 +6,7 @@ use super::statistics::Accumulated;
 use crate::problem::TargetRow;
 
 /// What is known of a row that is not ignored: its loss, and enough for its gradient.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RowState {
     /// ℓ, weighted
     pub loss: f64,
@@ -20,8 +20,8 @@ pub(crate) struct RowState {
     pub(super) dpsi: f64,
     /// logsumexp_{j≠y} z_ij
     pub(super) log_sum: f64,
-    /// δ = log_sum − z_iy
-    pub(super) delta: f64,
+    /// 1 − p_iy = sigmoid(δ), δ = log_sum − z_iy: with no subtraction
+    pub(super) away: f64,
 }
 
 impl<X, W> Call<'_, X, W>
@@ -42,31 +42,22 @@ where
             let margin = params.rule.target(cosine, angular, additive, hard, X::Acc::SIN_FLOOR);
             let z_y = params.scale * margin.psi + params.log_prior[y];
             let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
-            let delta = log_sum - z_y;
-            let mut loss = softplus(delta); // eqs. (5), (10), (11)
+            let (mut loss, away) = softplus_and_sigmoid(log_sum - z_y); // of δ: eqs. (5), (10), (11)
             if alpha > 0.0 {
                 let others = params.scale * all.total[i] + (prior_sum - params.log_prior[y]);
                 loss += alpha * (z_y - (others + z_y) / params.classes as f64);
             }
             let loss = target.weight * loss;
-            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, delta }
+            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, away }
         })
     }
 }
 
-/// ln(1 + e^x)
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
-}
-
-/// 1 / (1 + e^−x)
-pub(super) fn sigmoid(x: f64) -> f64 {
-    if x >= 0.0 {
-        1.0 / (1.0 + (-x).exp())
-    } else {
-        let e = x.exp();
-        e / (1.0 + e)
-    }
+/// ln(1 + e^x), and 1 / (1 + e^−x)
+fn softplus_and_sigmoid(x: f64) -> (f64, f64) {
+    let e = (-x.abs()).exp();
+    let softplus = x.max(0.0) + e.ln_1p();
+    (softplus, if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) })
 }
 
 #[cfg(test)]
@@ -75,12 +66,12 @@ mod tests {
 
     #[test]
     fn softplus_and_sigmoid_keep_their_tails() {
-        assert_eq!(softplus(f64::NEG_INFINITY), 0.0);
-        assert_eq!(sigmoid(f64::NEG_INFINITY), 0.0);
-        assert!((softplus(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert!((sigmoid(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert_eq!(softplus(1e4), 1e4);
-        assert_eq!(sigmoid(1e4), 1.0);
-        assert!(softplus(f64::NAN).is_nan() && sigmoid(f64::NAN).is_nan());
+        let of = softplus_and_sigmoid;
+        assert_eq!(of(f64::NEG_INFINITY), (0.0, 0.0));
+        let (softplus, sigmoid) = of(-40.0);
+        assert!((softplus / (-40f64).exp() - 1.0).abs() < 1e-12);
+        assert!((sigmoid / (-40f64).exp() - 1.0).abs() < 1e-12);
+        assert_eq!(of(1e4), (1e4, 1.0));
+        assert!(of(f64::NAN).0.is_nan() && of(f64::NAN).1.is_nan());
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::call::{Call, Logit};
-use super::finish::{RowState, sigmoid};
+use super::finish::RowState;
 use super::load::{Block, take_class};
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
@@ -39,15 +39,14 @@ where
         for (target, state) in rows.iter().zip(states) {
             let upstream = upstream.map_or(1.0, |upstream| upstream[target.row]);
             let coefficient = upstream * factor * target.weight * params.scale; // (∂L/∂ℓ)·ω·s
-            let away = sigmoid(state.delta); // 1 − p_y, with no subtraction
             let log_sum = X::Acc::of(state.log_sum);
             out.log_sum.push(log_sum);
-            // The rounding made good by e^r: at the largest scale r reaches 32. Where it is more, every other class is out, and `away` is 0. NaN for
+            // The rounding made good by e^r: at the largest scale r reaches 32. Where it is more, every other class is out, and 1 − p_y is 0. NaN for
             // C = 1, where no class but the target is there to take it.
             let rounding = (log_sum.f64() - state.log_sum).min(80.0).exp();
-            out.factor.push(X::Acc::of(coefficient * away * rounding));
+            out.factor.push(X::Acc::of(coefficient * state.away * rounding));
             out.uniform.push(X::Acc::of(coefficient * alpha / classes));
-            out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - away)));
+            out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - state.away)));
         }
         out
     }
