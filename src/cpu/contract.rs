@@ -90,7 +90,7 @@ where
                 .chunks_mut(tile_classes * rows)
                 .zip(lane.norms.chunks_mut(tile_classes))
                 .zip(lane.sink.split(tile_classes * d));
-            for (t, ((cosines, norms), sink)) in tiles.enumerate() {
+            for (t, ((cosines, norms), mut sink)) in tiles.enumerate() {
                 let start = lane.start + t * tile_classes;
                 let classes = start..start + norms.len();
                 self.arch.dispatch(
@@ -98,12 +98,12 @@ where
                     || {
                         let class_dots =
                             self.gradient(cosines, lane.row_dots, block, classes.clone(), norms, &mut constants);
-                        let tile = self.tile(classes, norms, &mut scratch);
+                        let tile = self.tile(classes.clone(), norms, &mut scratch);
                         if let Some(sum) = lane.sum.as_deref_mut() {
                             let g = Matrix::of_rows(cosines, norms.len(), rows, rows).transposed(); // (R, classes)
                             product(sum, t > 0 || !first_range, g, tile.rows);
                         }
-                        self.write_weight(sink, cosines, &tile, norms, unit, &class_dots, &mut dw_scratch);
+                        self.write_weight(&mut sink, cosines, &tile, norms, unit, &class_dots, &mut dw_scratch);
                     },
                 );
             }
@@ -115,7 +115,7 @@ where
     #[allow(clippy::too_many_arguments)]
     fn write_weight<E: Element<Acc = X::Acc>>(
         &self,
-        sink: WeightSink<E>,
+        sink: &mut WeightSink<E>,
         gradients: &mut [X::Acc],
         tile: &Tile<X::Acc>,
         norms: &[Option<Norm>],
@@ -134,7 +134,7 @@ where
         match sink {
             WeightSink::None => {}
             WeightSink::Sum(dw, accumulate) => {
-                product(dw, accumulate, lhs, unit);
+                product(dw, *accumulate, lhs, unit);
                 self.project(dw, tile, norms, class_dots);
             }
             WeightSink::Write(dw) => match E::as_acc_mut(dw) {
@@ -186,7 +186,7 @@ where
             self.arch.dispatch(
                 #[inline(always)]
                 || {
-                    for (i, out) in outs {
+                    for (i, out) in outs.iter_mut() {
                         let norm = block.norms[*i];
                         let mut dot = X::Acc::ZERO;
                         if norm.projects {

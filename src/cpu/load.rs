@@ -96,7 +96,7 @@ where
             self.arch.dispatch(
                 #[inline(always)]
                 || {
-                    for ((target, unit), norm) in rows.iter().zip(unit.chunks_exact_mut(d)).zip(norms) {
+                    for ((target, unit), norm) in rows.iter().zip(unit.chunks_exact_mut(d)).zip(norms.iter_mut()) {
                         self.x.widen_row(target.row, unit);
                         *norm = Norm::of(unit);
                         normalize(unit, *norm);

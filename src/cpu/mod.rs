@@ -20,6 +20,7 @@ mod contract;
 mod cosines;
 mod finish;
 mod gradient;
+mod instructions;
 mod load;
 mod norm;
 mod numeric;
@@ -254,14 +255,15 @@ where
             let block = self.load(rows, unit);
             let mut made = false; // whether the cosines of all classes are there
             let of_block = index * plan.rows;
+            let mut targets = vec![0.0; rows.len()];
             if !matches!(pass, Pass::Gradients { .. }) {
                 let mut accumulated = Accumulated::new(rows.len());
                 for range in ranges(self.c, plan.range) {
-                    self.cosines(&block, range, cosines, norms, Some(&mut accumulated));
+                    self.cosines(&block, range, cosines, norms, Some(&mut accumulated), Some(&mut targets));
                 }
                 new_states[of_block..]
                     .iter_mut()
-                    .zip(self.finish(&accumulated, rows))
+                    .zip(self.finish(&accumulated, &targets, rows))
                     .for_each(|(to, state)| *to = state);
                 made = plan.range == self.c;
             }
@@ -274,10 +276,11 @@ where
             let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
             for range in ranges(self.c, plan.range) {
                 if !made {
-                    self.cosines(&block, range.clone(), cosines, norms, None);
-                }
-                if matches!(pass, Pass::Gradients { .. }) {
-                    self.check_unchanged(cosines, &block, &range, states)?;
+                    let check = matches!(pass, Pass::Gradients { .. });
+                    self.cosines(&block, range.clone(), cosines, norms, None, check.then_some(&mut targets));
+                    if check {
+                        self.check_unchanged(&targets, &block, &range, states)?;
+                    }
                 }
                 let sink = match dw.as_deref_mut().map(|dw| &mut dw[range.start * d..range.end * d]) {
                     None => WeightSink::None,
@@ -299,14 +302,14 @@ where
     /// A backward pass is to see the X and W of its forward pass: the targets' cosines are then the same to the bit.
     fn check_unchanged(
         &self,
-        cosines: &[X::Acc],
+        targets: &[f64],
         block: &Block<X::Acc>,
         range: &Range<usize>,
         states: &[RowState],
     ) -> Result<()> {
         for &(class, row) in block.targets_in(range) {
-            let (row, class) = (row as usize, class as usize);
-            let cosine = cosines[(class - range.start) * block.rows.len() + row].f64();
+            let row = row as usize;
+            let cosine = targets[row];
             if cosine.to_bits() != states[row].cosine.to_bits() && !cosine.is_nan() {
                 return Err(Error::Input(format!(
                     "X or W changed between forward and backward: the cosine of row {} to class {class} was {}, it is {cosine}",
@@ -336,7 +339,7 @@ where
             for (index, rows) in self.targets.rows.chunks(plan.rows).enumerate() {
                 let block = self.load(rows, unit);
                 let constants = self.constants(rows, &states[index * plan.rows..], upstream);
-                self.cosines(&block, range.clone(), cosines, norms, None);
+                self.cosines(&block, range.clone(), cosines, norms, None, None);
                 let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
                 let sink = WeightSink::<DW>::Sum(sums, index > 0);
                 self.contract(None, sink, &mut row_dots, cosines, &block, range.clone(), norms, &constants);
