@@ -17,8 +17,8 @@ use crate::cpu::{self, Pass, RowState};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::options::{Params, Path, Reduction};
-use crate::output::{IGNORED, LossOutput};
-use crate::problem::{Gradients, Problem, Targets, same_storage};
+use crate::output::{IGNORED, LossOutput, MarginSlopes};
+use crate::problem::{Gradients, OwnRowInputs, Problem, Targets, same_storage};
 
 /// What a loss keeps between calls, on every device that it is used on.
 #[derive(Default)]
@@ -50,15 +50,16 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
     let tracked = track_x || track_w;
     let at_once = tracked && params.reduction != Reduction::None && !params.recompute_gradients;
     let (dx, dw) = if at_once { wide_gradients(problem, track_x, track_w)? } else { (None, None) };
-    let (mut output, states) = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() }, tracked)?;
+    let Passed { mut output, states, slopes } =
+        run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() }, tracked)?;
     if !tracked {
-        return Ok(output);
+        return add_margins(problem, output, slopes);
     }
     let rows = Arc::new(Rows {
         params: params.clone(),
         kept: kept.clone(),
         labels: problem.labels.detach(),
-        sample_weights: problem.sample_weights.map(Tensor::detach),
+        inputs: OwnRowInputs::of(problem.rows),
         states,
     });
     let node = |value: &Tensor, saved| problem.features.apply_op2(problem.weight, Node { value: value.clone(), saved });
@@ -68,6 +69,38 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
         _ if at_once => node(&output.loss, Saved::Reduced { dx, dw })?,
         _ => node(&output.loss, Saved::Recomputed(rows))?,
     };
+    add_margins(problem, output, slopes)
+}
+
+/// A loss and its per-sample losses, with row margins on the tape as well, where they are tracked.
+///
+/// Of every row its slopes times its margins less themselves: 0, which carries the gradient.
+fn add_margins(problem: &Problem, mut output: LossOutput, slopes: Option<MarginSlopes>) -> Result<LossOutput> {
+    let (Some(margins), Some(slopes)) = (problem.rows.margins, slopes) else { return Ok(output) };
+    if margins.track_op() && problem.n > 0 {
+        let rows = (slopes.rows * zeros_on_tape(margins)?)?.sum(1)?; // (N)
+        output.per_sample = (output.per_sample + &rows)?;
+        output.loss = match problem.params().reduction {
+            Reduction::None => output.per_sample.clone(),
+            _ => (output.loss + (rows.sum_all()? * slopes.factor)?)?,
+        };
+    }
+    Ok(output)
+}
+
+/// `tensor` less itself, in the type of accumulation, with the gradient of `tensor`.
+fn zeros_on_tape(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    let wide = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let tensor = tensor.to_dtype(wide)?;
+    &tensor - tensor.detach()
+}
+
+/// A pass that gives gradients: the output, with the row margins' gradient of upstream·loss.
+fn with_gradients(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<LossOutput> {
+    let Passed { mut output, slopes, .. } = run(problem, kept, gradients, false)?;
+    if let Some(slopes) = slopes {
+        output.margin_gradient = Some((slopes.rows.broadcast_mul(&slopes.factor)? * problem.upstream)?);
+    }
     Ok(output)
 }
 
@@ -77,7 +110,7 @@ pub(crate) fn loss_and_grads(problem: &Problem, kept: &Kept) -> Result<(LossOutp
         return composed_gradients(problem);
     }
     let (dx, dw) = (new_gradient(problem.features)?, new_gradient(problem.weight)?);
-    Ok((run(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) }, false)?.0, dx, dw))
+    Ok((with_gradients(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) })?, dx, dw))
 }
 
 /// The loss off the tape, and the gradients of everything that it is computed from.
@@ -92,7 +125,7 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
     } else {
         let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
         let (dx, dw) = (new(x)?, new(w)?);
-        let output = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() }, false)?.0;
+        let output = with_gradients(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
         (output, dx, dw)
     };
     let (mut leaves, mut seeds) = (Vec::new(), [None, None]);
@@ -102,14 +135,25 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
             gradient => seeds[i] = gradient,
         }
     }
-    let mut grads = if seeds.iter().any(Option::is_some) {
+    let mut root = None;
+    if let (Some(margins), Some(gradient)) = (problem.rows.margins, &output.margin_gradient)
+        && margins.track_op()
+        && problem.n > 0
+    {
+        root = Some((gradient * zeros_on_tape(margins)?)?.sum_all()?);
+    }
+    if seeds.iter().any(Option::is_some) {
         let [dx, dw] = seeds;
         // What is not to have a gradient, or has one already, is no argument of the tape's.
         let (from_x, from_w) = (detached_unless(dx.is_some(), x), detached_unless(dw.is_some(), w));
-        from_x.apply_op2(&from_w, Node { value: output.loss.clone(), saved: Saved::Seeds { dx, dw } })?.backward()?
-    } else {
-        GradStore::default()
-    };
+        let node = Node { value: output.loss.clone(), saved: Saved::Seeds { dx, dw } };
+        let seeds = from_x.apply_op2(&from_w, node)?;
+        root = Some(match root {
+            None => seeds,
+            Some(root) => seeds.broadcast_add(&root)?,
+        });
+    }
+    let mut grads = root.map_or_else(|| Ok(GradStore::default()), |root| root.backward())?;
     for (variable, gradient) in leaves {
         let sum = match grads.remove(variable) {
             Some(other) => (other + gradient)?.detach(),
@@ -133,7 +177,7 @@ pub(crate) fn loss_and_grads_into(problem: &Problem, kept: &Kept, dx: &Tensor, d
         dw.slice_set(&new_dw, 0, 0)?;
         return Ok(output);
     }
-    Ok(run(problem, kept, Gradients { features: Some(dx), weight: Some(dw) }, false)?.0)
+    with_gradients(problem, kept, Gradients { features: Some(dx), weight: Some(dw) })
 }
 
 /// That gradients may be written over `dx` and `dw`.
@@ -159,7 +203,8 @@ fn check_gradients(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<()> {
         Some(("the features X", problem.features)),
         Some(("the weight W", problem.weight)),
         Some(("the labels y", problem.labels)),
-        problem.sample_weights.map(|weights| ("the sample weights", weights)),
+        problem.rows.sample_weights.map(|weights| ("the sample weights", weights)),
+        problem.rows.margins.map(|margins| ("the row margins", margins)),
     ];
     for (what, gradient) in [("dX", dx), ("dW", dw)] {
         for (name, tensor) in read.into_iter().flatten() {
@@ -193,13 +238,18 @@ fn is_fused(problem: &Problem) -> Result<bool> {
 /// The loss and both gradients by the composed path.
 fn composed_gradients(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)> {
     let (x, w) = (Var::from_tensor(&problem.features.detach())?, Var::from_tensor(&problem.weight.detach())?);
+    let margins = problem.rows.margins.map(|margins| Var::from_tensor(&margins.detach())).transpose()?;
     let mut tracked = problem.clone();
     (tracked.features, tracked.weight) = (&x, &w);
+    tracked.rows.margins = margins.as_deref();
     let mut output = composed::forward(&tracked)?;
     let grads = (output.loss.sum_all()? * problem.upstream)?.backward()?;
     let of = |var: &Var| grads.get(var).cloned().map_or_else(|| var.zeros_like(), Ok);
     output.loss = output.loss.detach();
     output.per_sample = output.per_sample.detach();
+    if let Some(margins) = &margins {
+        output.margin_gradient = Some(of(margins)?.to_dtype(problem.accumulation_dtype())?);
+    }
     Ok((output, of(&x)?, of(&w)?))
 }
 
@@ -234,25 +284,34 @@ fn wide_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Op
     Ok((new(features, problem.features)?, new(weight, problem.weight)?))
 }
 
+/// What a pass gives.
+struct Passed {
+    output: LossOutput,
+    states: States,
+    /// Where row margins were given
+    slopes: Option<MarginSlopes>,
+}
+
 /// The loss, and those gradients of its reduction that are wanted; with `keep` the states that a backward pass is to find.
 fn run(
     problem: &Problem,
     kept: &Kept,
     gradients: Gradients,
     #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] keep: bool,
-) -> Result<(LossOutput, States)> {
+) -> Result<Passed> {
     match problem.features.device() {
         Device::Cpu => {
             let targets = problem.targets()?;
             let wanted = gradients.features.is_some() || gradients.weight.is_some();
             let pass = if wanted { Pass::LossAndGradients } else { Pass::Loss };
             let rows = cpu::run(problem, &kept.workspace, &targets, pass, gradients)?;
-            Ok((output(problem, &targets, &rows)?, States::Cpu { rows, targets }))
+            let (output, slopes) = output(problem, &targets, &rows)?;
+            Ok(Passed { output, states: States::Cpu { rows, targets }, slopes })
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let (output, states) = cuda::forward(problem, &kept.tables, gradients, keep)?;
-            Ok((output, States::Cuda(states)))
+            let (output, slopes, states) = cuda::forward(problem, &kept.tables, gradients, keep)?;
+            Ok(Passed { output, states: States::Cuda(states), slopes })
         }
         device => Err(no_path(device)),
     }
@@ -297,25 +356,30 @@ fn no_path(device: &Device) -> Error {
     ))
 }
 
-/// What a call gives, from the states of the rows that count.
-fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<LossOutput> {
+/// What a call gives, and the row margins' slopes, from the states of the rows that count.
+fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<(LossOutput, Option<MarginSlopes>)> {
     let (n, device, wide) = (problem.n, problem.features.device(), problem.accumulation_dtype());
     let mut per_sample = vec![0f64; n];
     let mut predicted = vec![IGNORED; n];
     let mut hard = vec![0u8; n];
     let mut target_cosine = vec![0f64; n];
+    let mut slopes = problem.rows.margins.map(|_| vec![0f64; 2 * n]);
     for (target, state) in targets.rows.iter().zip(states) {
         per_sample[target.row] = state.loss;
         predicted[target.row] = state.predicted;
         hard[target.row] = u8::from(state.hard);
         target_cosine[target.row] = state.cosine;
+        if let Some(slopes) = &mut slopes {
+            slopes[2 * target.row..][..2].copy_from_slice(&state.margin_slopes);
+        }
     }
     // From +0: the empty sum of f64 is −0.
     let sum = states.iter().fold(0.0, |sum, state| sum + state.loss);
     let tensor = |values: Vec<f64>| -> Result<Tensor> {
+        let len = values.len();
         Ok(match wide {
-            DType::F64 => Tensor::from_vec(values, n, device)?,
-            _ => Tensor::from_vec(values.into_iter().map(|v| v as f32).collect::<Vec<_>>(), n, device)?,
+            DType::F64 => Tensor::from_vec(values, len, device)?,
+            _ => Tensor::from_vec(values.into_iter().map(|v| v as f32).collect::<Vec<_>>(), len, device)?,
         })
     };
     let per_sample = tensor(per_sample)?;
@@ -324,13 +388,22 @@ fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<L
         _ if wide == DType::F64 => Tensor::new(sum * targets.reduction_factor(), device)?,
         _ => Tensor::new((sum * targets.reduction_factor()) as f32, device)?,
     };
-    Ok(LossOutput {
+    let slopes = match slopes {
+        None => None,
+        Some(slopes) => Some(MarginSlopes {
+            rows: tensor(slopes)?.reshape((n, 2))?,
+            factor: tensor(vec![targets.reduction_factor()])?.reshape(())?,
+        }),
+    };
+    let output = LossOutput {
         loss,
         per_sample,
         predicted: Tensor::from_vec(predicted, n, device)?,
         hard: Tensor::from_vec(hard, n, device)?,
         target_cosine: tensor(target_cosine)?,
-    })
+        margin_gradient: None,
+    };
+    Ok((output, slopes))
 }
 
 /// A loss on the tape: its value, and where its gradients come from.
@@ -357,7 +430,7 @@ struct Rows {
     params: Arc<Params>,
     kept: Arc<Kept>,
     labels: Tensor,
-    sample_weights: Option<Tensor>,
+    inputs: OwnRowInputs,
     states: States,
 }
 
@@ -369,7 +442,7 @@ impl Rows {
         upstream: &Tensor,
         reduced: bool,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let problem = Problem::new(&self.params, features, weight, &self.labels, self.sample_weights.as_ref())?;
+        let problem = Problem::new(&self.params, features, weight, &self.labels, self.inputs.borrow())?;
         let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
         let (dx, dw) = (new(features)?, new(weight)?);
         let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };

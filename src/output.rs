@@ -16,6 +16,18 @@ pub struct LossOutput {
     pub hard: Tensor,
     /// c_iy, (N), of the loss's dtype; 0 at ignored rows.
     pub target_cosine: Tensor,
+    /// Where row margins were given, and by the calls that give gradients: the loss's gradient to α and β, (N, 2), of the loss's dtype; 0 at ignored
+    /// rows. For [`Reduction::None`](crate::Reduction::None), that of the sum.
+    pub margin_gradient: Option<Tensor>,
+}
+
+/// A pass's slopes by row margins.
+#[derive(Debug)]
+pub(crate) struct MarginSlopes {
+    /// ∂ℓ_i/∂α_i and ∂ℓ_i/∂β_i, (N, 2), of the type of accumulation
+    pub rows: Tensor,
+    /// What the reduction multiplies the rows' losses by, a scalar of the same type
+    pub factor: Tensor,
 }
 
 /// The predicted class of an ignored row in [`LossOutput::predicted`].

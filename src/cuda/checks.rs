@@ -9,7 +9,7 @@ use cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
 
 use super::params::MarginLossCall;
 use crate::error::{Error, Result};
-use crate::problem::Problem;
+use crate::problem::{OwnRowInputs, Problem, RowInputs};
 
 /// The calls of a loss whose labels nobody has heard of yet, in order, and room for more of them.
 #[derive(Default)]
@@ -28,7 +28,7 @@ const MOST: usize = 64;
 struct Unheard {
     answer: Answer,
     labels: Tensor,
-    sample_weights: Option<Tensor>,
+    rows: OwnRowInputs,
 }
 
 /// Where a device puts a call's first bad row, counted from 1, or 0; and when it has.
@@ -72,13 +72,13 @@ impl Checks {
         // SAFETY: eight bytes of the call's states, and as many of the host.
         unsafe { result::memcpy_dtoh_async(to, call.bad_row as u64, stream.cu_stream()) }.w()?;
         answer.done.record(stream).w()?;
-        let sample_weights = problem.sample_weights.map(Tensor::detach);
-        pending.calls.push_back(Unheard { answer, labels: problem.labels.detach(), sample_weights });
+        let rows = OwnRowInputs::of(problem.rows);
+        pending.calls.push_back(Unheard { answer, labels: problem.labels.detach(), rows });
         Ok(())
     }
 
     /// The error of the first call that the device has answered with one; with `wait` it answers all of them first.
-    pub fn hear(&self, wait: bool, bad_row: impl Fn(&Tensor, Option<&Tensor>, usize) -> Result<Error>) -> Result<()> {
+    pub fn hear(&self, wait: bool, bad_row: impl Fn(&Tensor, RowInputs, usize) -> Result<Error>) -> Result<()> {
         let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(call) = pending.calls.front() {
             let done = &call.answer.done;
@@ -89,10 +89,10 @@ impl Checks {
             }
             // SAFETY: the copy to it is done.
             let row = unsafe { call.answer.at.read_volatile() };
-            let Some(Unheard { answer, labels, sample_weights }) = pending.calls.pop_front() else { break };
+            let Some(Unheard { answer, labels, rows }) = pending.calls.pop_front() else { break };
             pending.free.push(answer);
             if row != 0 {
-                return Err(bad_row(&labels, sample_weights.as_ref(), row as usize - 1)?);
+                return Err(bad_row(&labels, rows.borrow(), row as usize - 1)?);
             }
         }
         Ok(())

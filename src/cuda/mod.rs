@@ -38,7 +38,7 @@ pub(crate) use tables::TablePool;
 
 use crate::error::Result;
 use crate::options::LabelCheck;
-use crate::output::LossOutput;
+use crate::output::{LossOutput, MarginSlopes};
 use crate::problem::{Gradients, Problem, bad_row};
 use call::with_call;
 use device::check_capture;
@@ -58,13 +58,11 @@ pub(crate) fn new_gradient(like: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(unsafe { Tensor::empty(like.dims(), dtype, like.device())? })
 }
 
+/// What a forward pass gives: the output, with row margins the losses' slopes by them, and the states.
+type Passed = (LossOutput, Option<MarginSlopes>, States);
+
 /// The rows' losses and, where `out` wants them, the gradients of their reduction; with `keep` the states that a backward pass needs.
-pub(crate) fn forward(
-    problem: &Problem,
-    tables: &TablePool,
-    out: Gradients,
-    keep: bool,
-) -> Result<(LossOutput, States)> {
+pub(crate) fn forward(problem: &Problem, tables: &TablePool, out: Gradients, keep: bool) -> Result<Passed> {
     match problem.accumulation_dtype() {
         DType::F64 => typed_forward::<f64>(problem, tables, out, keep),
         _ => typed_forward::<f32>(problem, tables, out, keep),
@@ -87,7 +85,7 @@ pub(crate) fn backward(
     let memory = match &states.0 {
         Some(memory) => memory,
         None => {
-            made = forward(problem, tables, Gradients::default(), true)?.1.0;
+            made = forward(problem, tables, Gradients::default(), true)?.2.0;
             made.as_ref().expect("a forward pass without gradients leaves its states")
         }
     };
@@ -105,16 +103,12 @@ pub(crate) fn backward(
     })
 }
 
-fn typed_forward<T: Accumulator>(
-    problem: &Problem,
-    tables: &TablePool,
-    out: Gradients,
-    keep: bool,
-) -> Result<(LossOutput, States)> {
+fn typed_forward<T: Accumulator>(problem: &Problem, tables: &TablePool, out: Gradients, keep: bool) -> Result<Passed> {
     let device = problem.features.device().as_cuda_device()?;
     if problem.n == 0 {
         zero_gradients(out)?;
-        return Ok((Outputs::<T>::new(problem, device, true)?.wrap(device)?, States(None)));
+        let (output, slopes) = Outputs::<T>::new(problem, device, true)?.wrap(device)?;
+        return Ok((output, slopes, States(None)));
     }
     let check = problem.params().check_labels;
     check_capture(&device.cuda_stream(), check != LabelCheck::Off)?;
@@ -150,12 +144,13 @@ fn typed_forward<T: Accumulator>(
             unsafe { result::memcpy_dtoh_async(&mut bad, call.arguments.bad_row as u64, stream.cu_stream()) }.w()?;
             stream.synchronize().w()?;
             if bad[0] != 0 {
-                return Err(bad_row(problem.params(), problem.labels, problem.sample_weights, bad[0] as usize - 1)?);
+                return Err(bad_row(problem.params(), problem.labels, problem.rows, bad[0] as usize - 1)?);
             }
         }
         // One block that made the whole step kept its states on chip.
         let states = States(states.filter(|_| call.arguments.on_chip == 0));
-        Ok((outputs.wrap(device)?, states))
+        let (output, slopes) = outputs.wrap(device)?;
+        Ok((output, slopes, states))
     })
 }
 

@@ -42,7 +42,7 @@ pub(super) struct Tables {
 impl TablePool {
     /// The error of the first call that the device has answered with one; with `wait` it answers all calls first.
     pub fn hear(&self, params: &Params, wait: bool) -> Result<()> {
-        self.checks.hear(wait, |labels, weights, row| bad_row(params, labels, weights, row))
+        self.checks.hear(wait, |labels, rows, row| bad_row(params, labels, rows, row))
     }
 
     pub(super) fn on(&self, device: &CudaDevice, params: &Params) -> Result<Arc<Tables>> {
