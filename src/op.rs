@@ -78,7 +78,7 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
 fn add_margins(problem: &Problem, mut output: LossOutput, slopes: Option<MarginSlopes>) -> Result<LossOutput> {
     let (Some(margins), Some(slopes)) = (problem.rows.margins, slopes) else { return Ok(output) };
     if margins.track_op() && problem.n > 0 {
-        let rows = (slopes.rows * zeros_on_tape(margins)?)?.sum(1)?; // (N)
+        let rows = (&slopes.rows * zeros_on_tape(margins, slopes.rows.dtype())?)?.sum(1)?; // (N)
         output.per_sample = (output.per_sample + &rows)?;
         output.loss = match problem.params().reduction {
             Reduction::None => output.per_sample.clone(),
@@ -88,10 +88,9 @@ fn add_margins(problem: &Problem, mut output: LossOutput, slopes: Option<MarginS
     Ok(output)
 }
 
-/// `tensor` less itself, in the type of accumulation, with the gradient of `tensor`.
-fn zeros_on_tape(tensor: &Tensor) -> candle_core::Result<Tensor> {
-    let wide = if tensor.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let tensor = tensor.to_dtype(wide)?;
+/// `tensor` less itself, in `dtype`, with the gradient of `tensor`.
+fn zeros_on_tape(tensor: &Tensor, dtype: DType) -> candle_core::Result<Tensor> {
+    let tensor = tensor.to_dtype(dtype)?;
     &tensor - tensor.detach()
 }
 
@@ -140,7 +139,7 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
         && margins.track_op()
         && problem.n > 0
     {
-        root = Some((gradient * zeros_on_tape(margins)?)?.sum_all()?);
+        root = Some((gradient * zeros_on_tape(margins, gradient.dtype())?)?.sum_all()?);
     }
     if seeds.iter().any(Option::is_some) {
         let [dx, dw] = seeds;
