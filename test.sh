@@ -79,6 +79,9 @@ for candidate in python3 /usr/bin/python3; do
     fi
 done
 if [ -n "$python" ]; then
+    export PYTHONPATH="$PWD/target/python${PYTHONPATH:+:$PYTHONPATH}"
+    "$python" -c 'import pytorch_metric_learning.losses' 2>/dev/null ||
+        skip "python-ref/test_metric_learning.py" "no pytorch-metric-learning; python-ref/README.md says how to install it"
     "$python" -m pytest -q python-ref
 else
     skip "python-ref/test_reference.py" "no python3 with torch, numpy and pytest; python-ref/README.md says how to install them"

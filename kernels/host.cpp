@@ -1,17 +1,20 @@
-// The formulas of margin.cuh for the host: what src/cuda/host.rs compares with src/margin.rs and src/cpu/finish.rs.
+// The formulas of margin.cuh for the host: what src/cuda/host.rs compares with src/margin.rs and src/row_loss.rs.
 #include "margin.cuh"
 
 extern "C" {
 
-void margin_loss_host_target(const MarginLossRule *rule, double cosine, double angular, double additive, int hard, double sin_floor,
-                             double *psi, double *dpsi) {
-    margin_loss::Target out = margin_loss::target(*rule, cosine, angular, additive, hard != 0, sin_floor);
-    *psi = out.psi, *dpsi = out.dpsi;
+// ψ, ∂ψ/∂c and ∂ψ/∂α into `out`, of A, α and B in `margin`.
+void margin_loss_host_target(const MarginLossRule *rule, double cosine, const double *margin, int hard, double sin_floor, double *out) {
+    margin_loss::RowMargin own = {margin[0], margin[1], margin[2]};
+    margin_loss::Target target = margin_loss::target(*rule, cosine, own, hard != 0, sin_floor);
+    out[0] = target.psi, out[1] = target.dpsi, out[2] = target.dalpha;
 }
 
-double margin_loss_host_softplus(double x) { return margin_loss::softplus(x); }
-
-double margin_loss_host_sigmoid(double x) { return margin_loss::sigmoid(x); }
+// F(δ) and F′(δ) into `out`.
+void margin_loss_host_row_loss(const MarginLossRule *rule, double delta, double *out) {
+    margin_loss::RowLoss loss = margin_loss::row_loss(*rule, delta);
+    out[0] = loss.value, out[1] = loss.slope;
+}
 
 // The sum, maximum (both in base 2) and best class of two parts.
 void margin_loss_host_merge(const double *a, const double *b, double *out) {

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from reference import complete, loss_and_grads, margin_tables, unit_rows
+from reference import CLAMPED, complete, loss_and_grads, margin_tables, unit_rows
 
 SEED = 20250112477
 PATH = Path(__file__).resolve().parent.parent / "tests" / "golden" / "cases.json"
@@ -80,8 +80,8 @@ def evaluate(case):
     """`expected` of a case, computed from what is in the JSON and nothing else."""
     n, c, d = case["n"], case["c"], case["d"]
     tensor = lambda values, *shape: torch.tensor(values, dtype=torch.float64).reshape(shape)
-    weights = case["sample_weights"]
-    out, dx, dw = loss_and_grads(
+    weights, margins = case["sample_weights"], case["row_margins"]
+    out, dx, dw, *d_margins = loss_and_grads(
         tensor(case["x"], n, d),
         tensor(case["w"], c, d),
         torch.tensor(case["y"], dtype=torch.int64),
@@ -89,6 +89,7 @@ def evaluate(case):
         case["counts"],
         None if weights is None else tensor(weights, n),
         case["upstream"],
+        None if margins is None else tensor(margins, n, 2),
     )
     return {
         "loss": out.loss.tolist(),
@@ -98,12 +99,13 @@ def evaluate(case):
         "target_cosine": out.target_cosine.tolist(),
         "dx": dx.flatten().tolist(),
         "dw": dw.flatten().tolist(),
+        "d_margins": d_margins[0].flatten().tolist() if d_margins else None,
     }
 
 
 def decisive(case):
     """No argmax and no floor(phi / pi) of the case hangs on rounding."""
-    n, c, d, config = case["n"], case["c"], case["d"], complete(case["config"])
+    n, c, d, config = case["n"], case["c"], case["d"], complete(case["config"], case["row_margins"] is not None)
     x = torch.tensor(case["x"], dtype=torch.float64).reshape(n, d)
     w = torch.tensor(case["w"], dtype=torch.float64).reshape(c, d)
     cosines = (unit_rows(x) @ unit_rows(w).T).clamp(-1, 1)
@@ -116,13 +118,18 @@ def decisive(case):
             exact = sum(v == 0 for v in x[i].tolist()) >= d - 1 or "tie" in case["name"] or "zero" in case["name"]
             if not (exact and top[0] == top[1]):
                 return False
-        if config["angle"] == "monotone":
+        if config["angle"] != "wrap":
             hard = float(case["expected"]["hard"][i])
             gate = {"off": 0.0, "positives": 1.0, "hard_positives": hard}[config["gate"]]
             c_y = float(cosines[i][y])
             phi = m1 * math.acos(c_y) + float(A[y]) * (1 + config["instance_strength"] * gate * (1 - c_y) / 2)
+            phi += case["row_margins"][2 * i] if case["row_margins"] is not None else 0.0
             turns = phi / math.pi
-            if round(turns) != 0 and abs(turns - round(turns)) <= 1e-9:
+            if config["angle"] in ("monotone", "linear") and round(turns) != 0 and abs(turns - round(turns)) <= 1e-9:
+                return False
+            if config["angle"] == "easy" and abs(c_y) <= 1e-9:
+                return False
+            if config["angle"] == "clamp" and min(abs(phi - CLAMPED), abs(phi - math.pi + CLAMPED)) <= 1e-9:
                 return False
     return True
 
@@ -135,9 +142,9 @@ def finite(value):
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def case(name, x, w, y, config, counts=None, sample_weights=None, upstream=None):
+def case(name, x, w, y, config, counts=None, sample_weights=None, upstream=None, row_margins=None):
     n, c, d = len(x), len(w), len(w[0])
-    full = complete(config)
+    full = complete(config, row_margins is not None)
     if upstream is None:
         upstream = 1.0 if full["reduction"] != "none" else [1.0] * n
     made = {
@@ -151,6 +158,7 @@ def case(name, x, w, y, config, counts=None, sample_weights=None, upstream=None)
         "w": flat(w),
         "y": list(y),
         "sample_weights": sample_weights,
+        "row_margins": None if row_margins is None else flat(row_margins),
         "upstream": upstream,
     }
     made["expected"] = evaluate(made)
@@ -167,7 +175,9 @@ FACTORS = {
     "margin": ["none", "sphere_face", "cos_face", "arc_face", "ldam", "dbm", "combined", "per_class"],
     "gate": ["off", "positives", "hard_positives"],
     "target_gradient": ["exact", "detach_difficulty", "straight_through"],
-    "angle": ["wrap", "monotone"],
+    "angle": ["wrap", "monotone", "linear", "easy", "clamp"],
+    "row_loss": ["cross_entropy", "focal", "poly_1", "generalized"],
+    "row_margins": [False, True],
     "prior": ["none", "balanced_softmax", "log_prior"],
     "class_weights": ["none", "class_balanced", "class_balanced_normalized", "per_class"],
     "reduction": ["none", "sum", "mean", "weighted_mean"],
@@ -187,7 +197,12 @@ def meaningful(partial):
     if partial.get("target_gradient") == "detach_difficulty":
         if gate == "off" or margin in ("none", "sphere_face", "cos_face", "ldam"):
             return False
-    return not (partial.get("angle") == "monotone" and margin in ("none", "cos_face", "ldam"))
+    angle, smoothing = partial.get("angle"), partial.get("label_smoothing")
+    if angle == "linear" and margin == "sphere_face":
+        return False
+    if partial.get("row_loss") not in (None, "cross_entropy") and smoothing not in (None, 0.0):
+        return False
+    return not (angle not in (None, "wrap") and margin in ("none", "cos_face", "ldam") and partial.get("row_margins") is False)
 
 
 def pairs_of(choice):
@@ -224,7 +239,8 @@ def cover(draw):
     return chosen
 
 
-def margin_of(draw, kind, classes):
+def margin_of(draw, kind, classes, angle):
+    factors = [1.0, 1.2, 1.5] if angle != "linear" else [1.0]
     return {
         "none": lambda: {"kind": "none"},
         "sphere_face": lambda: {"kind": "sphere_face", "m": draw.pick([1.35, 2.0, 4.0])},
@@ -232,10 +248,10 @@ def margin_of(draw, kind, classes):
         "arc_face": lambda: {"kind": "arc_face", "m": draw.pick([0.3, 0.5, 1.0])},
         "ldam": lambda: {"kind": "ldam", "max_m": 0.5},
         "dbm": lambda: {"kind": "dbm", "k": draw.pick([0.1, 0.3, 0.8]), "tau": draw.pick([1.0, 0.5, 0.0])},
-        "combined": lambda: {"kind": "combined", "m1": draw.pick([1.0, 1.2]), "m2": 0.3, "m3": 0.2},
+        "combined": lambda: {"kind": "combined", "m1": draw.pick(factors), "m2": 0.3, "m3": 0.2},
         "per_class": lambda: {
             "kind": "per_class",
-            "m1": draw.pick([1.0, 1.5]),
+            "m1": draw.pick(factors),
             "angular": [0.25] + [draw.spread(-0.4, 0.9) for _ in range(classes - 1)],
             "cosine": [draw.spread(-0.2, 0.5) for _ in range(classes)],
         },
@@ -259,13 +275,19 @@ def covered_case(draw, index, choice):
         }[choice["class_weights"]]
         config = {
             "scale": choice["scale"],
-            "margin": margin_of(draw, choice["margin"], classes),
+            "margin": margin_of(draw, choice["margin"], classes, choice["angle"]),
             "gate": choice["gate"],
             "instance_strength": draw.pick([1.0, 0.5, 2.0]) if choice["gate"] != "off" else 1.0,
             "prior": prior,
             "class_weights": weights,
             "angle": choice["angle"],
             "target_gradient": choice["target_gradient"],
+            "row_loss": {
+                "cross_entropy": {"kind": "cross_entropy"},
+                "focal": {"kind": "focal", "gamma": draw.pick([2.0, 0.5, 5.0])},
+                "poly_1": {"kind": "poly_1", "epsilon": draw.pick([2.0, -1.0])},
+                "generalized": {"kind": "generalized", "q": draw.pick([0.7, 0.3, 1.0])},
+            }[choice["row_loss"]],
             "reduction": choice["reduction"],
             "ignore_index": choice["ignore_index"],
             "label_smoothing": choice["label_smoothing"],
@@ -273,11 +295,14 @@ def covered_case(draw, index, choice):
         if choice["ignore_index"] is not None:
             y[1 + draw.below(n - 1)] = choice["ignore_index"]
         sample_weights = [draw.spread(0, 2) for _ in range(n)] if choice["sample_weights"] else None
+        row_margins = [[draw.spread(-0.6, 1.2), draw.spread(-0.5, 0.9)] for _ in range(n)] if choice["row_margins"] else None
+        if row_margins:
+            row_margins[0][0] = 0.0  # an angle of 0 has a derivative as well
         scalar = draw.pick([1.0, 0.5, -2.0])
         upstream = [draw.spread(-1.5, 1.5) for _ in range(n)] if choice["reduction"] == "none" else scalar
         name = f"pair_{index:03}_{choice['margin']}_{choice['prior']}_{choice['class_weights']}_{choice['reduction']}"
         try:
-            made = case(name, x, w, y, config, long_tail(draw, classes), sample_weights, upstream)
+            made = case(name, x, w, y, config, long_tail(draw, classes), sample_weights, upstream, row_margins)
         except ValueError:
             continue  # a decision that hangs on rounding: draw again
         if sum(1 for target in y if target != choice["ignore_index"]) >= 2:
@@ -364,9 +389,11 @@ def beyond_pi(draw):
     y = [0, 1, 2, 3, 4, 0]
     x = [[round(-v + 0.15 * draw.normal(), 4) for v in w[target]] for target in y]
     counts = [100, 40, 16, 6, 2]
-    for angle in ("wrap", "monotone"):
+    for angle in ("wrap", "monotone", "linear", "easy", "clamp"):
         yield case(f"beyond_pi_arc_face_{angle}", x, w, y, {"margin": {"kind": "arc_face", "m": 1.2}, "angle": angle}, counts)
         yield case(f"beyond_pi_dbm_{angle}", x, w, y, dbm(1.5, angle=angle), counts)
+        if angle == "linear":
+            continue
         for m in (2.0, 4.0):
             yield case(f"beyond_pi_sphere_face_m{m:g}_{angle}", x, w, y, {"margin": {"kind": "sphere_face", "m": m}, "angle": angle}, counts)
         both = {"kind": "combined", "m1": 2.5, "m2": 0.7, "m3": 0.1}

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 IGNORED = 4294967295  # u32::MAX, the predicted class of an ignored row
 NORM_FLOOR = 1e-12
+CLAMPED = 1e-3  # how near to 0 and pi the angle range "clamp" lets an angle come (AdaFace)
 
 DEFAULTS = {
     "scale": 32.0,
@@ -25,6 +26,7 @@ DEFAULTS = {
     "class_weights": {"kind": "none"},
     "angle": "wrap",
     "target_gradient": "exact",
+    "row_loss": {"kind": "cross_entropy"},
     "reduction": "mean",
     "ignore_index": None,
     "label_smoothing": 0.0,
@@ -32,7 +34,7 @@ DEFAULTS = {
 
 CHOICES = {
     "gate": ("off", "positives", "hard_positives"),
-    "angle": ("wrap", "monotone"),
+    "angle": ("wrap", "monotone", "linear", "easy", "clamp"),
     "target_gradient": ("exact", "detach_difficulty", "straight_through"),
     "reduction": ("none", "sum", "mean", "weighted_mean"),
 }
@@ -78,8 +80,10 @@ def unit_rows(rows):
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(NORM_FLOOR)
 
 
-def margin_tables(margin, counts, classes):
+def margin_tables(margin, counts, classes, m1_only=False):
     """(m1, A (C), B (C)): every family is psi = cos(m1 theta + a) - B_y (Table 1; eq. 6 for DBM)."""
+    if m1_only:
+        return float({"sphere_face": margin.get("m"), "combined": margin.get("m1"), "per_class": margin.get("m1")}.get(margin["kind"], 1.0))
     zero = torch.zeros(classes, dtype=torch.float64)
     kind = margin["kind"]
     if kind == "none":
@@ -141,7 +145,7 @@ def _counts(counts, classes, what):
     return torch.tensor([float(n) for n in counts], dtype=torch.float64)
 
 
-def complete(config):
+def complete(config, row_margins=False):
     """The config with defaults filled in, checked; refuses what the Rust builder refuses."""
     unknown = set(config) - set(DEFAULTS)
     if unknown:
@@ -161,30 +165,61 @@ def complete(config):
         raise ValueError("the instance gate needs an angular class margin")
     if full["gate"] == "off" and full["target_gradient"] == "detach_difficulty":
         raise ValueError("detach_difficulty needs an instance gate")
-    if full["angle"] == "monotone" and margin["kind"] in ("none", "cos_face", "ldam"):
+    if full["angle"] != "wrap" and margin["kind"] in ("none", "cos_face", "ldam") and not row_margins:
         raise ValueError("an angle range needs a margin on the angle")
+    if full["angle"] == "linear" and margin_tables(margin, [1], 1, m1_only=True) != 1.0:
+        raise ValueError("the linear angle range needs m1 = 1")
+    if full["row_loss"]["kind"] != "cross_entropy" and full["label_smoothing"] != 0:
+        raise ValueError("label smoothing goes with the cross-entropy alone")
     return full
 
 
-def margin_cosine(c_y, hard, m1, A_y, B_y, config):
-    """psi (V), the target's cosine with its margin, from c_y (V), hard flags (V) and A_y, B_y (V)."""
+def row_loss(kind, delta):
+    """F(delta) (V): a loss of p_y = sigmoid(-delta), written in delta so that 1 - p_y needs no subtraction."""
+    log_p, log_away = F.logsigmoid(-delta), F.logsigmoid(delta)  # log p_y, log(1 - p_y)
+    name = kind["kind"]
+    if name == "cross_entropy":
+        return -log_p  # softplus(delta): eqs. (5), (10), (11)
+    if name == "focal":  # -(1 - p)^gamma log p (Lin et al. 2017)
+        return -torch.exp(kind["gamma"] * log_away) * log_p
+    if name == "poly_1":  # -log p + epsilon (1 - p) (Leng et al. 2022)
+        return -log_p + kind["epsilon"] * log_away.exp()
+    if name == "generalized":  # (1 - p^q) / q (Zhang and Sabuncu 2018)
+        power = torch.exp(kind["q"] * log_p)  # carries the gradient: that of expm1 is made of 1 + expm1
+        return -(torch.expm1(kind["q"] * log_p).detach() + power - power.detach()) / kind["q"]
+    raise ValueError(f"unknown row loss {name!r}")
+
+
+def margin_cosine(c_y, hard, m1, A_y, B_y, config, alpha=None):
+    """psi (V), the target's cosine with its margin, from c_y (V), hard flags (V), A_y, B_y (V) and the rows' own angles alpha (V)."""
+    alpha = torch.zeros_like(A_y) if alpha is None else alpha
     theta = Arccos.apply(c_y)  # eq. (2)
     d_I = (1 - c_y) / 2  # eq. (7)
     if config["target_gradient"] == "detach_difficulty":
         d_I = d_I.detach()
     gate = {"off": 0.0, "positives": 1.0, "hard_positives": hard.to(c_y.dtype)}[config["gate"]]  # eq. (9)
-    a = A_y * (1 + config["instance_strength"] * gate * d_I)  # eqs. (8), (9): m_C + m_C m_I on hard positives
+    a = A_y * (1 + config["instance_strength"] * gate * d_I) + alpha  # eqs. (8), (9): m_C + m_C m_I on hard positives
     phi = m1 * theta + a
     if config["angle"] == "wrap":
         psi = torch.cos(phi)  # Table 1
+    elif config["angle"] == "linear":  # InsightFace: cos theta - m sin m beyond pi - m
+        psi = torch.where(phi > math.pi, c_y - a * torch.sin(a), torch.cos(phi))
+    elif config["angle"] == "easy":  # InsightFace's easy margin
+        psi = torch.where(c_y > 0, torch.cos(phi), c_y)
+    elif config["angle"] == "clamp":  # AdaFace
+        psi = torch.cos(phi.clamp(CLAMPED, math.pi - CLAMPED))
     else:
         k = torch.floor(phi.detach() / math.pi)
         psi = (1 - 2 * torch.remainder(k, 2)) * torch.cos(phi) - 2 * k  # SphereFace: (-1)^k cos phi - 2k
     if m1 == 1.0:  # phi = theta: psi is the cosine itself, also at the poles, where arccos loses the gradient
-        psi = torch.where(A_y == 0, c_y, psi)
+        by_alpha = -((1 - c_y) * (1 + c_y)).clamp_min(0).sqrt().detach()  # d psi / d alpha = -sin theta
+        if config["angle"] == "easy":
+            by_alpha = torch.where(c_y > 0, by_alpha, torch.zeros_like(by_alpha))
+        psi = torch.where((A_y == 0) & (alpha == 0), c_y + by_alpha * (alpha - alpha.detach()), psi)
     psi = psi - B_y  # Table 1: CosFace, LDAM
     if config["target_gradient"] == "straight_through":
-        psi = c_y + (psi - c_y).detach()  # the value of psi (to an ulp) with psi' = 1
+        # The value of psi (to an ulp) with psi' = 1, and the derivative by alpha as it is.
+        psi = c_y + (psi.detach() - c_y.detach()) + (through_alpha(c_y, hard, m1, A_y, B_y, config, alpha) if alpha.requires_grad else 0)
     return psi
 
 
@@ -195,9 +230,10 @@ def margin_loss(
     config: Optional[dict] = None,
     counts: Optional[Sequence[int]] = None,
     sample_weights: Optional[torch.Tensor] = None,
+    row_margins: Optional[torch.Tensor] = None,
 ) -> Output:
-    """The loss of features x (N, D), centres w (C, D), labels y (N) int64."""
-    config = complete(config or {})
+    """The loss of features x (N, D), centres w (C, D), labels y (N) int64; row_margins (N, 2) are alpha and beta of every row."""
+    config = complete(config or {}, row_margins is not None)
     n, classes, dtype = x.shape[0], w.shape[0], x.dtype
     s, alpha = config["scale"], config["label_smoothing"]
     m1, A, B = margin_tables(config["margin"], counts, classes)
@@ -220,12 +256,13 @@ def margin_loss(
     predicted = lowest_argmax(c.detach())  # argmax_j c_ij = argmin_j theta_ij
     hard = (predicted != y_v).to(torch.int64)  # eq. (9)
 
-    psi = margin_cosine(c_y, hard, m1, A[y_v], B[y_v], config)  # (V)
+    alphas, betas = (None, 0.0) if row_margins is None else row_margins[rows].unbind(1)
+    psi = margin_cosine(c_y, hard, m1, A[y_v], B[y_v], config, alphas) - betas  # (V)
     z_y = s * psi + b[y_v]  # eqs. (1), (5), (11), the numerator's exponent
     others = (s * c + b)[~is_target].reshape(V, classes - 1)  # the denominator's other exponents
     if classes > 1:
         delta = torch.logsumexp(others, dim=1) - z_y  # spec 2.5
-        nll = -F.logsigmoid(-delta)  # softplus(delta) = -log p_y: eqs. (5), (10), (11)
+        nll = row_loss(config["row_loss"], delta)  # (V)
     else:
         nll = 0 * z_y  # delta = -inf
     if alpha != 0:  # target distribution (1 - alpha) onehot + alpha / C over the same z (spec 2.8)
@@ -248,6 +285,13 @@ def margin_loss(
     return Output(loss, per_sample.detach(), spread(predicted, IGNORED), spread(hard, 0), spread(c_y.detach(), 0))
 
 
+def through_alpha(c_y, hard, m1, A_y, B_y, config, alpha):
+    """0 with the derivative of psi by alpha, the cosine held."""
+    exact = {**config, "target_gradient": "exact"}
+    psi = margin_cosine(c_y.detach(), hard, m1, A_y, B_y, exact, alpha)
+    return psi - psi.detach()
+
+
 def lowest_argmax(c):
     """argmax of every row of c (V, C), the lowest index at a tie, which torch.argmax does not promise."""
     if c.numel() == 0:
@@ -257,13 +301,14 @@ def lowest_argmax(c):
     return torch.where(is_top, index, torch.full_like(index, c.shape[1] - 1)).min(dim=1).values
 
 
-def loss_and_grads(x, w, y, config=None, counts=None, sample_weights=None, upstream=None):
-    """(Output, dX, dW): gradients of upstream . loss; upstream is 1 unless given, (N) for reduction "none"."""
+def loss_and_grads(x, w, y, config=None, counts=None, sample_weights=None, upstream=None, row_margins=None):
+    """(Output, dX, dW), and with row_margins (N, 2) their gradient: of upstream . loss; upstream is 1 unless given, (N) for reduction "none"."""
     x = x.detach().clone().requires_grad_()
     w = w.detach().clone().requires_grad_()
-    out = margin_loss(x, w, y, config, counts, sample_weights)
+    margins = None if row_margins is None else row_margins.detach().clone().requires_grad_()
+    out = margin_loss(x, w, y, config, counts, sample_weights, margins)
     upstream = torch.ones_like(out.loss) if upstream is None else torch.as_tensor(upstream, dtype=out.loss.dtype)
-    dx, dw = torch.autograd.grad((out.loss * upstream).sum(), (x, w), allow_unused=True)
-    dx = torch.zeros_like(x) if dx is None else dx
-    dw = torch.zeros_like(w) if dw is None else dw
-    return out._replace(loss=out.loss.detach()), dx, dw
+    of = [x, w] if margins is None else [x, w, margins]
+    gradients = torch.autograd.grad((out.loss * upstream).sum(), of, allow_unused=True)
+    gradients = [torch.zeros_like(tensor) if gradient is None else gradient for tensor, gradient in zip(of, gradients)]
+    return out._replace(loss=out.loss.detach()), *gradients

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import make_golden
 from reference import (
+    CLAMPED,
     IGNORED,
     class_weights,
     complete,
@@ -68,19 +69,20 @@ def test_compare_sees_a_difference(made):
 
 
 def test_every_meaningful_pair_of_options_is_in_the_goldens(committed):
-    kinds = ("margin", "prior", "class_weights")
+    kinds = ("margin", "prior", "class_weights", "row_loss")
     seen = set()
     for case in committed["cases"]:
         if case["name"].startswith("pair_"):
             config = {k: v["kind"] if k in kinds else v for k, v in case["config"].items()}
             config["sample_weights"] = case["sample_weights"] is not None
+            config["row_margins"] = case["row_margins"] is not None
             seen |= make_golden.pairs_of({name: config[name] for name in make_golden.NAMES})
     assert make_golden.all_pairs() <= seen
 
 
 def test_goldens_hold_the_special_cases(committed):
     cases = committed["cases"]
-    assert {len(c["config"]) for c in cases} == {11}
+    assert {len(c["config"]) for c in cases} == {12}
     for name in ("preset_dbm_ce", "preset_dbm_cb", "preset_dbm_bs", "tie_dbm", "ignored_all_mean", "scale_64_easy"):
         assert any(c["name"] == name for c in cases)
     assert any(c["c"] == 1 for c in cases) and any(c["n"] == 1 for c in cases)
@@ -94,7 +96,7 @@ def test_goldens_hold_the_special_cases(committed):
 
 
 def mp_case(case):
-    """Loss, dX and dW of a golden case at 60 digits: no torch, softmax as the paper writes it, gradients by central differences."""
+    """Loss, dX, dW and the row margins' gradient of a golden case at 60 digits: no torch, softmax as the paper writes it, gradients by central differences."""
     mp = pytest.importorskip("mpmath").mp
     mp.dps = 60
     n, c, d, config = case["n"], case["c"], case["d"], case["config"]
@@ -141,8 +143,11 @@ def mp_case(case):
     denominator = {"none": one, "sum": one, "mean": m(len(rows)), "weighted_mean": sum(weight.values())}[config["reduction"]]
     upstream = [m(v) for v in case["upstream"]] if config["reduction"] == "none" else [m(case["upstream"])] * n
 
-    def row_loss(i, x_unit, w_unit, base):
+    margins = [m(v) for v in case["row_margins"] or [0] * (2 * n)]
+
+    def row_loss(i, x_unit, w_unit, base, moved_margin=(0, 0)):
         """omega_i loss_i; base holds what a detached gradient keeps constant."""
+        own_angle, own_cosine = margins[2 * i] + moved_margin[0], margins[2 * i + 1] + moved_margin[1]
         y = case["y"][i]
         cs = [sum(a * b for a, b in zip(x_unit, row)) for row in w_unit]
         cy = max(-one, min(one, cs[y]))
@@ -150,14 +155,24 @@ def mp_case(case):
         gate = {"off": 0, "positives": 1, "hard_positives": hard}[config["gate"]]
 
         def psi_of(cosine, difficulty):
-            phi = m1 * mp.acos(cosine) + A[y] * (1 + lam * gate * difficulty)
-            k = 0 if config["angle"] == "wrap" else int(mp.floor(phi / mp.pi))
-            return (-1) ** k * mp.cos(phi) - 2 * k - B[y]
+            a = A[y] * (1 + lam * gate * difficulty) + own_angle
+            phi, angle = m1 * mp.acos(cosine) + a, config["angle"]
+            if angle == "linear" and phi > mp.pi:
+                value = cosine - a * mp.sin(a)
+            elif angle == "easy" and cosine <= 0:
+                value = cosine
+            elif angle == "clamp":
+                near = m(CLAMPED)
+                value = mp.cos(max(near, min(mp.pi - near, phi)))
+            else:
+                k = int(mp.floor(phi / mp.pi)) if angle == "monotone" else 0
+                value = (-1) ** k * mp.cos(phi) - 2 * k
+            return value - B[y] - own_cosine
 
         gradient = config["target_gradient"]
         if base is None:
             psi = psi_of(cy, (1 - cy) / 2)
-        elif gradient == "straight_through":
+        elif gradient == "straight_through" and not any(moved_margin):
             psi = base[i][1] + cs[y] - base[i][0]
         else:
             psi = psi_of(cy, (1 - (base[i][0] if gradient == "detach_difficulty" else cy)) / 2)
@@ -167,6 +182,13 @@ def mp_case(case):
         logs = [mp.log(v / total) for v in e]
         rest = sum(e[:y] + e[y + 1 :])
         nll = mp.log1p(rest / e[y])  # -log p_y, with digits to spare at either end
+        kind, away = config["row_loss"], rest / total
+        if kind["kind"] == "focal":
+            nll = away ** m(kind["gamma"]) * nll if away else nll
+        elif kind["kind"] == "poly_1":
+            nll += m(kind["epsilon"]) * away
+        elif kind["kind"] == "generalized":
+            nll = -mp.expm1(-m(kind["q"]) * nll) / m(kind["q"])
         loss = weight[i] * ((1 - alpha) * nll - alpha / c * sum(logs))
         return loss, (cy, psi)
 
@@ -201,7 +223,12 @@ def mp_case(case):
         for j in range(c)
         for k in range(d)
     ]
-    return per_sample, dx, dw, sum((per_sample[i] / denominator for i in rows if denominator), m(0))
+    d_margins = [
+        central(lambda t: scale_of[i] * row_loss(i, xu[i], wu, base, ((t, 0), (0, t))[k])[0]) if i in here else m(0)
+        for i in range(n)
+        for k in range(2)
+    ]
+    return per_sample, dx, dw, d_margins, sum((per_sample[i] / denominator for i in rows if denominator), m(0))
 
 
 def test_goldens_agree_with_60_digits_and_central_differences(committed):
@@ -211,10 +238,12 @@ def test_goldens_agree_with_60_digits_and_central_differences(committed):
         name = case["name"]
         if name.startswith(("pole_exact", "pole_off_axis", "norm_zero", "tie_")) or "_d1_" in name:
             continue
-        per_sample, dx, dw, loss = mp_case(case)
+        per_sample, dx, dw, d_margins, loss = mp_case(case)
         expected = case["expected"]
         tolerance = 1e-6 if name.startswith("pole_1e-5") else 1e-11
         pairs = [(expected["per_sample"], per_sample), (expected["dx"], dx), (expected["dw"], dw)]
+        if case["row_margins"] is not None:
+            pairs.append((expected["d_margins"], d_margins))
         if case["config"]["reduction"] != "none":
             pairs.append(([expected["loss"]], [loss]))
         for got, want in pairs:
@@ -248,8 +277,9 @@ MEANINGFUL = [
     (margin, gate, angle)
     for margin in FAMILIES
     for gate in ("off", "positives", "hard_positives")
-    for angle in ("wrap", "monotone")
+    for angle in ("wrap", "monotone", "linear", "easy", "clamp")
     if (gate == "off" or margin["kind"] in GATED) and (angle == "wrap" or margin["kind"] in ON_ANGLE)
+    and (angle != "linear" or margin["kind"] in ("arc_face", "dbm"))
 ]
 
 
@@ -258,6 +288,25 @@ def test_gradcheck_families(margin, gate, angle):
     x, w, y = make_batch()
     config = {"margin": margin, "gate": gate, "angle": angle, "scale": 8.0, "instance_strength": 0.7}
     assert torch.autograd.gradcheck(lambda x, w: margin_loss(x, w, y, config, COUNTS).loss, (x.requires_grad_(), w.requires_grad_()))
+
+
+ROW_LOSSES = [
+    {"kind": "focal", "gamma": 0.5},
+    {"kind": "focal", "gamma": 2.0},
+    {"kind": "poly_1", "epsilon": -1.0},
+    {"kind": "generalized", "q": 0.7},
+]
+
+
+@pytest.mark.parametrize("row_loss", ROW_LOSSES, ids=lambda v: v["kind"])
+@pytest.mark.parametrize("angle", ["wrap", "monotone", "linear", "easy", "clamp"])
+def test_gradcheck_row_margins_and_row_losses(row_loss, angle):
+    x, w, y = make_batch(seed=2)
+    generator = torch.Generator().manual_seed(7)
+    margins = 0.5 * torch.randn(6, 2, dtype=F64, generator=generator)
+    config = {"margin": {"kind": "dbm", "k": 0.3, "tau": 1.0}, "gate": "positives", "scale": 6.0, "angle": angle, "row_loss": row_loss}
+    inputs = (x.requires_grad_(), w.requires_grad_(), margins.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, w, margins: margin_loss(x, w, y, config, COUNTS, None, margins).loss, inputs)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "weighted_mean"])

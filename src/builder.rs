@@ -4,6 +4,7 @@ use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
 use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
 use crate::options::{ClassWeights, LARGEST, OUT, Params, Path, Prior, Reduction};
+use crate::row_loss::RowLoss;
 
 /// The largest λ: ψ′ is in λ·A/2, and is to leave room in single precision.
 const MOST_STRENGTH: f64 = 1e6;
@@ -24,6 +25,8 @@ pub struct MarginLossBuilder {
     reduction: Reduction,
     ignore_index: Option<i64>,
     label_smoothing: f64,
+    row_margins: bool,
+    row_loss: RowLoss,
     path: Path,
     recompute_gradients: bool,
     workspace_bytes: Option<usize>,
@@ -47,6 +50,8 @@ impl MarginLossBuilder {
             reduction: Reduction::Mean,
             ignore_index: None,
             label_smoothing: 0.0,
+            row_margins: false,
+            row_loss: RowLoss::CrossEntropy,
             path: Path::Auto,
             recompute_gradients: false,
             workspace_bytes: None,
@@ -85,7 +90,16 @@ impl MarginLossBuilder {
         self
     }
 
-    /// What happens to angles beyond π; needs a margin on the angle. Default [`AngleRange::Monotone`] for SphereFace, else [`AngleRange::Wrap`].
+    /// Whether every row of a call brings margins α_i and β_i of its own ([`RowInputs::margins`](crate::RowInputs::margins)), on top of its class's:
+    /// ψ = cos(m1·θ + a + α) − B − β. Default false.
+    ///
+    /// With [`Margin::None`] they are all there is: margins drawn anew for every row, margins that follow the norm of the features, margins learnt.
+    pub fn row_margins(mut self, row_margins: bool) -> Self {
+        self.row_margins = row_margins;
+        self
+    }
+
+    /// What happens to angles beyond π, and where the margin does not help; needs a margin on the angle, or row margins. Default [`AngleRange::Monotone`] for SphereFace, else [`AngleRange::Wrap`].
     pub fn angle_range(mut self, angle_range: AngleRange) -> Self {
         self.angle_range = Some(angle_range);
         self
@@ -129,6 +143,13 @@ impl MarginLossBuilder {
     /// α of the target distribution (1 − α)·onehot + α/C, 0 ≤ α < 1. Default 0.
     pub fn label_smoothing(mut self, alpha: f64) -> Self {
         self.label_smoothing = alpha;
+        self
+    }
+
+    /// What a row loses at the probability of its class. Default [`RowLoss::CrossEntropy`]; no other goes with label smoothing, which is a loss of every
+    /// class's probability.
+    pub fn row_loss(mut self, row_loss: RowLoss) -> Self {
+        self.row_loss = row_loss;
         self
     }
 
@@ -191,7 +212,9 @@ impl MarginLossBuilder {
             return Err(Error::Option(format!("the scale s must be in 0 < s ≤ 1e9, it is {}", self.scale)));
         }
         let (m1, angular, additive) = self.margin_tables()?;
-        let on_angle = m1 != 1.0 || !matches!(self.margin, Margin::None | Margin::CosFace { .. } | Margin::Ldam { .. });
+        let on_angle = self.row_margins
+            || m1 != 1.0
+            || !matches!(self.margin, Margin::None | Margin::CosFace { .. } | Margin::Ldam { .. });
         let margin = self.margin.name();
         if self.gate != InstanceGate::Off && !self.has_class_margin() {
             return Err(Error::Option(format!(
@@ -217,6 +240,25 @@ impl MarginLossBuilder {
                 self.label_smoothing
             )));
         }
+        match self.row_loss {
+            RowLoss::CrossEntropy => {}
+            _ if self.label_smoothing > 0.0 => {
+                return Err(Error::Option(
+                    "label smoothing goes with the cross-entropy alone, and another row loss is set".into(),
+                ));
+            }
+            RowLoss::Focal { gamma } => drop(range("the focal loss: γ", gamma, 0.0, 100.0)?),
+            RowLoss::Poly1 { epsilon } => drop(range("Poly-1: ε", epsilon, -1.0, 1e6)?),
+            RowLoss::Generalized { q } if q > 0.0 && q <= 1.0 => {}
+            RowLoss::Generalized { q } => {
+                return Err(Error::Option(format!("generalised cross-entropy: q must be in 0 < q ≤ 1, it is {q}")));
+            }
+        }
+        if self.angle_range == Some(AngleRange::Linear) && m1 != 1.0 {
+            return Err(Error::Option(format!(
+                "the linear angle range is of an angle that is not multiplied, and m1 is {m1}"
+            )));
+        }
         let default_range = match self.margin {
             Margin::SphereFace { .. } => AngleRange::Monotone,
             _ => AngleRange::Wrap,
@@ -232,6 +274,8 @@ impl MarginLossBuilder {
             classes,
             scale: self.scale,
             rule,
+            row_margins: self.row_margins,
+            row_loss: self.row_loss,
             angular,
             additive,
             log_prior: self.log_prior()?,

@@ -1,6 +1,7 @@
 //! What a loss can be told, and what that comes to: [`Params`], the tables and scalars that every path reads.
 
 use crate::margin::MarginRule;
+use crate::row_loss::RowLoss;
 
 /// What is added to every class's logit, for its frequency in training.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +89,10 @@ pub(crate) struct Params {
     /// s
     pub scale: f64,
     pub rule: MarginRule,
+    /// Whether every row brings margins of its own
+    pub row_margins: bool,
+    /// F
+    pub row_loss: RowLoss,
     /// A_j, (C)
     pub angular: Vec<f64>,
     /// B_j, (C)
@@ -131,6 +136,8 @@ impl std::fmt::Debug for Params {
             .field("classes", &self.classes)
             .field("scale", &self.scale)
             .field("rule", &self.rule)
+            .field("row_margins", &self.row_margins)
+            .field("row_loss", &self.row_loss)
             .field("angular", &span(&self.angular))
             .field("additive", &span(&self.additive))
             .field("log_prior", &span(&self.log_prior))

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// `src`, from the bottom up: a room imports from those before it alone.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 20] = [
     "error",
     "counts",
     "margin",
+    "row_loss",
     "options",
     "builder",
     "output",
@@ -19,6 +20,7 @@ const ROOMS: [&str; 18] = [
     "op",
     "loss",
     "classifier",
+    "row_margins",
     "schedule",
     "reference",
     "companions",

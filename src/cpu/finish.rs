@@ -3,6 +3,7 @@
 use super::call::Call;
 use super::numeric::{Element, Real};
 use super::statistics::Accumulated;
+use crate::margin::RowMargin;
 use crate::problem::TargetRow;
 
 /// What is known of a row that is not ignored: its loss, and enough for its gradient.
@@ -20,8 +21,10 @@ pub(crate) struct RowState {
     pub(super) dpsi: f64,
     /// logsumexp_{j≠y} z_ij
     pub(super) log_sum: f64,
-    /// 1 − p_iy = sigmoid(δ), δ = log_sum − z_iy: with no subtraction
-    pub(super) away: f64,
+    /// F′(δ), δ = log_sum − z_iy
+    pub(super) slope: f64,
+    /// ∂ℓ/∂α and ∂ℓ/∂β
+    pub margin_slopes: [f64; 2],
 }
 
 impl<X, W> Call<'_, X, W>
@@ -38,40 +41,24 @@ where
             let y = target.class as usize;
             let (cosine, predicted) = (targets[i], all.best_class[i]);
             let hard = predicted != target.class; // eq. (9)
-            let (angular, additive) = (params.angular[y], params.additive[y]);
-            let margin = params.rule.target(cosine, angular, additive, hard, X::Acc::SIN_FLOOR);
+            let own = RowMargin {
+                angular: params.angular[y],
+                alpha: target.alpha,
+                additive: params.additive[y] + target.beta,
+            };
+            let margin = params.rule.target(cosine, own, hard, X::Acc::SIN_FLOOR);
             let z_y = params.scale * margin.psi + params.log_prior[y];
             let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
-            let (mut loss, away) = softplus_and_sigmoid(log_sum - z_y); // of δ: eqs. (5), (10), (11)
+            let (mut loss, slope) = params.row_loss.at(log_sum - z_y); // eqs. (5), (10), (11)
             if alpha > 0.0 {
                 let others = params.scale * all.total[i] + (prior_sum - params.log_prior[y]);
                 loss += alpha * (z_y - (others + z_y) / params.classes as f64);
             }
             let loss = target.weight * loss;
-            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, away }
+            // ∂ℓ/∂ψ = ω·s·q_y
+            let by_psi = target.weight * params.scale * (alpha * (1.0 - 1.0 / params.classes as f64) - slope);
+            let margin_slopes = [by_psi * margin.dalpha, -by_psi];
+            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, slope, margin_slopes }
         })
-    }
-}
-
-/// ln(1 + e^x), and 1 / (1 + e^−x)
-fn softplus_and_sigmoid(x: f64) -> (f64, f64) {
-    let e = (-x.abs()).exp();
-    let softplus = x.max(0.0) + e.ln_1p();
-    (softplus, if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn softplus_and_sigmoid_keep_their_tails() {
-        let of = softplus_and_sigmoid;
-        assert_eq!(of(f64::NEG_INFINITY), (0.0, 0.0));
-        let (softplus, sigmoid) = of(-40.0);
-        assert!((softplus / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert!((sigmoid / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert_eq!(of(1e4), (1e4, 1.0));
-        assert!(of(f64::NAN).0.is_nan() && of(f64::NAN).1.is_nan());
     }
 }

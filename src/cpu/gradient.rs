@@ -14,7 +14,7 @@ use crate::problem::TargetRow;
 #[derive(Debug, Clone)]
 pub(super) struct RowConstants<T> {
     pub log_sum: Vec<T>,
-    /// (∂L/∂ℓ)·ω·s·sigmoid(δ), and what rounding took off log_sum
+    /// (∂L/∂ℓ)·ω·s·F′(δ), and what rounding took off log_sum
     pub factor: Vec<T>,
     /// (∂L/∂ℓ)·ω·s·α/C
     pub uniform: Vec<T>,
@@ -49,13 +49,13 @@ where
             let coefficient = upstream * factor * target.weight * params.scale; // (∂L/∂ℓ)·ω·s
             let log_sum = X::Acc::of(state.log_sum);
             out.log_sum.push(log_sum);
-            // The rounding made good by e^r: at the largest scale r reaches 32. Where it is more, every other class is out, and 1 − p_y is 0. NaN for
+            // The rounding made good by e^r: at the largest scale r reaches 32. Where it is more, every other class is out, and F′ is 0. NaN for
             // C = 1, where no class but the target is there to take it.
             let rounding = (log_sum.f64() - state.log_sum).min(80.0).exp();
-            out.factor.push(X::Acc::of(coefficient * state.away * rounding));
+            out.factor.push(X::Acc::of(coefficient * state.slope * rounding));
             out.uniform.push(X::Acc::of(coefficient * alpha / classes));
             out.cosine.push(X::Acc::of(state.cosine));
-            out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - state.away)));
+            out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - state.slope)));
         }
         out
     }
