@@ -6,15 +6,14 @@
 
 namespace margin_loss {
 
-// The sample weight, 1 where there are none.
-__device__ inline double sample_weight_of(const MarginLossCall &call, i64 row) {
-    i64 at = row * call.sample_weight_stride;
-    switch (call.sample_weight_type) {
-    case MARGIN_LOSS_F16: return widen(static_cast<const __half *>(call.sample_weights)[at]);
-    case MARGIN_LOSS_BF16: return widen(static_cast<const __nv_bfloat16 *>(call.sample_weights)[at]);
-    case MARGIN_LOSS_F32: return static_cast<const float *>(call.sample_weights)[at];
-    case MARGIN_LOSS_F64: return static_cast<const double *>(call.sample_weights)[at];
-    default: return 1.0;
+// An element of a tensor of any type, `otherwise` where there is none.
+__device__ inline double element_of(const void *tensor, int type, i64 at, double otherwise) {
+    switch (type) {
+    case MARGIN_LOSS_F16: return widen(static_cast<const __half *>(tensor)[at]);
+    case MARGIN_LOSS_BF16: return widen(static_cast<const __nv_bfloat16 *>(tensor)[at]);
+    case MARGIN_LOSS_F32: return static_cast<const float *>(tensor)[at];
+    case MARGIN_LOSS_F64: return static_cast<const double *>(tensor)[at];
+    default: return otherwise;
     }
 }
 
@@ -22,7 +21,7 @@ __device__ inline double sample_weight_of(const MarginLossCall &call, i64 row) {
 template <class T>
 __device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows, i64 row, int label, const Norm<T> &norm, const Statistics<T> &statistics) {
     const MarginLossOptions &options = call.options;
-    T per_sample = T(0), target_cosine = T(0);
+    T per_sample = T(0), target_cosine = T(0), by_alpha = T(0), by_beta = T(0);
     unsigned int predicted = 0xffffffffu;
     bool hard = false;
     RowState<T> state = {norm, T(0), T(0), T(0), T(0), T(0), label, 0.0};
@@ -32,21 +31,30 @@ __device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows,
         target_cosine = statistics.target;
         double prior = options.prior != nullptr ? options.prior[label] : 0.0;
         double scale = double(scale2<T>(options)) / LOG2_E;
-        RowMargin margin = {options.angular[label], 0.0, options.additive[label]};
+        i64 own = row * call.row_margin_stride;
+        double alpha = element_of(call.row_margins, call.row_margin_type, own, 0.0);
+        double beta = element_of(call.row_margins, call.row_margin_type, own + call.row_margin_step, 0.0);
+        RowMargin margin = {options.angular[label], alpha, options.additive[label] + beta};
         Finished f = finish(options, statistics, scale, double(call.c), margin, prior, hard);
-        double sample_weight = sample_weight_of(call, row);
-        if (!(sample_weight >= 0.0 && sample_weight <= MARGIN_LOSS_LARGEST)) {
-            state.label = BAD_WEIGHT;
+        double sample_weight = element_of(call.sample_weights, call.sample_weight_type, row * call.sample_weight_stride, 1.0);
+        bool margins_fit = fabs(alpha) <= MARGIN_LOSS_MOST_ALPHA && fabs(beta) <= MARGIN_LOSS_MOST_BETA;
+        if (!(sample_weight >= 0.0 && sample_weight <= MARGIN_LOSS_LARGEST) || !margins_fit) {
+            state.label = BAD_INPUT;
         } else {
             state.weight = sample_weight * (options.weights != nullptr ? options.weights[label] : 1.0);
             per_sample = T(state.weight * f.loss);
+            by_alpha = T(state.weight * scale * f.by_alpha), by_beta = T(state.weight * scale * f.by_beta);
             state.max = statistics.max;
             state.others = T(f.others), state.target = T(f.target), state.dot = T(f.dot), state.cosine = statistics.target;
         }
     }
-    if (state.label == BAD_LABEL || state.label == BAD_WEIGHT) per_sample = target_cosine = T(NAN);
+    if (state.label == BAD_LABEL || state.label == BAD_INPUT) per_sample = target_cosine = by_alpha = by_beta = T(NAN);
     static_cast<T *>(call.per_sample)[row] = per_sample;
     static_cast<T *>(call.target_cosine)[row] = target_cosine;
+    if (call.margin_slopes != nullptr) {
+        T *slopes = static_cast<T *>(call.margin_slopes) + 2 * row;
+        slopes[0] = by_alpha, slopes[1] = by_beta;
+    }
     call.predicted[row] = predicted;
     call.hard[row] = hard;
     rows[row] = state;

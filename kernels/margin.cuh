@@ -151,6 +151,7 @@ struct Finished {
     double others; // what 2^(z·log₂e − max) is multiplied by in q_ij, j ≠ y: F′(δ) / sum
     double target; // q_iy·ψ′
     double dot;    // Σ of q_ij·c_ij over j ≠ y
+    double by_alpha, by_beta; // q_iy·∂ψ/∂α and q_iy·∂ψ/∂β
 };
 
 // Spec steps 2 to 5 and 8. `scale` is s as the logits had it, in their type.
@@ -170,7 +171,9 @@ MARGIN_LOSS_BOTH Finished finish(const MarginLossOptions &options, const Statist
         out.loss += alpha * (z_y - (others + z_y) / classes);
     }
     out.others = sum == 0.0 ? 0.0 : loss.slope / sum; // C = 1 has no other class
-    out.target = margin.dpsi * (alpha - uniform - loss.slope);
+    double q_y = alpha - uniform - loss.slope;
+    out.target = margin.dpsi * q_y;
+    out.by_alpha = margin.dalpha * q_y, out.by_beta = -q_y;
     out.dot = out.others * double(row.weighted) - uniform * double(row.total);
     return out;
 }

@@ -34,7 +34,7 @@ struct RowConstants {
 };
 
 // The label is the ignore index; the label is no class, or one that the prior takes out; the sample weight is out of its range.
-constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_WEIGHT = -3;
+constexpr int IGNORED = -1, BAD_LABEL = -2, BAD_INPUT = -3;
 
 // What a call's phases leave to each other: in global memory, or in the block's own where one block makes several of them. The host's
 // addresses are then offsets into that.

@@ -72,8 +72,12 @@
 #define MARGIN_LOSS_U32 1
 #define MARGIN_LOSS_I64 2
 
-// The dtype of the sample weights
-#define MARGIN_LOSS_NO_WEIGHTS 0
+// The largest α and β of a row, either way (src/problem.rs).
+#define MARGIN_LOSS_MOST_ALPHA 3.14159265358979323846
+#define MARGIN_LOSS_MOST_BETA 2.0
+
+// The dtype of the sample weights and of the row margins
+#define MARGIN_LOSS_NONE 0
 #define MARGIN_LOSS_F16 1
 #define MARGIN_LOSS_BF16 2
 #define MARGIN_LOSS_F32 3
@@ -115,15 +119,20 @@ struct MarginLossCall {
     const void *w;            // W (C, D)
     const void *labels;       // y (N)
     const void *sample_weights; // (N), or null
+    const void *row_margins;  // (N, 2), α and β of every row, or null
     long long x_stride, w_stride, label_stride, sample_weight_stride; // in elements
+    long long row_margin_stride, row_margin_step;                     // from a row to the next, from α to β
     int label_type;
     int sample_weight_type;
+    int row_margin_type;
+    int unused;
 
     void *loss;               // T, a scalar; null where nothing is reduced
     void *per_sample;         // T (N)
     unsigned int *predicted;  // (N)
     unsigned char *hard;      // (N)
     void *target_cosine;      // T (N)
+    void *margin_slopes;      // T (N, 2): ∂ℓ/∂α and ∂ℓ/∂β, where there are row margins
     void *dx;                 // dX (N, D), contiguous, or null
     void *dw;                 // dW (C, D), contiguous, or null
     double gradient_scale;    // what both are multiplied by before they are rounded

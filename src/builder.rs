@@ -25,6 +25,7 @@ pub struct MarginLossBuilder {
     reduction: Reduction,
     ignore_index: Option<i64>,
     label_smoothing: f64,
+    row_margins: bool,
     row_loss: RowLoss,
     path: Path,
     recompute_gradients: bool,
@@ -49,6 +50,7 @@ impl MarginLossBuilder {
             reduction: Reduction::Mean,
             ignore_index: None,
             label_smoothing: 0.0,
+            row_margins: false,
             row_loss: RowLoss::CrossEntropy,
             path: Path::Auto,
             recompute_gradients: false,
@@ -88,7 +90,16 @@ impl MarginLossBuilder {
         self
     }
 
-    /// What happens to angles beyond π, and where the margin does not help; needs a margin on the angle. Default [`AngleRange::Monotone`] for SphereFace, else [`AngleRange::Wrap`].
+    /// Whether every row of a call brings margins α_i and β_i of its own ([`RowInputs::margins`](crate::RowInputs::margins)), on top of its class's:
+    /// ψ = cos(m1·θ + a + α) − B − β. Default false.
+    ///
+    /// With [`Margin::None`] they are all there is: margins drawn anew for every row, margins that follow the norm of the features, margins learnt.
+    pub fn row_margins(mut self, row_margins: bool) -> Self {
+        self.row_margins = row_margins;
+        self
+    }
+
+    /// What happens to angles beyond π, and where the margin does not help; needs a margin on the angle, or row margins. Default [`AngleRange::Monotone`] for SphereFace, else [`AngleRange::Wrap`].
     pub fn angle_range(mut self, angle_range: AngleRange) -> Self {
         self.angle_range = Some(angle_range);
         self
@@ -201,7 +212,9 @@ impl MarginLossBuilder {
             return Err(Error::Option(format!("the scale s must be in 0 < s ≤ 1e9, it is {}", self.scale)));
         }
         let (m1, angular, additive) = self.margin_tables()?;
-        let on_angle = m1 != 1.0 || !matches!(self.margin, Margin::None | Margin::CosFace { .. } | Margin::Ldam { .. });
+        let on_angle = self.row_margins
+            || m1 != 1.0
+            || !matches!(self.margin, Margin::None | Margin::CosFace { .. } | Margin::Ldam { .. });
         let margin = self.margin.name();
         if self.gate != InstanceGate::Off && !self.has_class_margin() {
             return Err(Error::Option(format!(
@@ -261,6 +274,7 @@ impl MarginLossBuilder {
             classes,
             scale: self.scale,
             rule,
+            row_margins: self.row_margins,
             row_loss: self.row_loss,
             angular,
             additive,

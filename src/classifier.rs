@@ -5,6 +5,7 @@ use candle_nn::{Module, VarBuilder};
 
 use crate::loss::MarginLoss;
 use crate::output::LossOutput;
+use crate::problem::RowInputs;
 
 /// A cosine head: C class centres in D dimensions and the loss that trains them.
 ///
@@ -79,8 +80,8 @@ impl CosineClassifier {
     ///
     /// # Errors
     /// As [`MarginLoss::output`].
-    pub fn output(&self, features: &Tensor, labels: &Tensor, sample_weights: Option<&Tensor>) -> Result<LossOutput> {
-        self.loss.output(features, &self.weight, labels, sample_weights)
+    pub fn output<'a>(&self, features: &Tensor, labels: &Tensor, rows: impl Into<RowInputs<'a>>) -> Result<LossOutput> {
+        self.loss.output(features, &self.weight, labels, rows)
     }
 }
 

@@ -46,7 +46,20 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
     // eqs. (6) to (9): ψ
     let angular = table(&params.angular)?.index_select(&y, 0)?; // A_y
     let additive = table(&params.additive)?.index_select(&y, 0)?; // B_y
-    let psi = (margin_cosine(params, &c_y, &angular, &hard)? - additive)?; // (V)
+    // α and β of the rows
+    let own = match problem.rows.margins {
+        None => None,
+        Some(margins) => {
+            let margins = if valid == problem.n { margins.clone() } else { margins.index_select(&rows, 0)? };
+            let margins = margins.to_dtype(dtype)?;
+            Some((margins.narrow(1, 0, 1)?.flatten_all()?, margins.narrow(1, 1, 1)?.flatten_all()?))
+        }
+    };
+    let alpha = own.as_ref().map(|(alpha, _)| alpha);
+    let mut psi = (margin_cosine(params, &c_y, &angular, alpha, &hard)? - additive)?; // (V)
+    if let Some((_, beta)) = &own {
+        psi = (psi - beta)?;
+    }
 
     // eqs. (4), (11): logits
     let psi = psi.reshape((valid, 1))?.broadcast_as((valid, params.classes))?;
@@ -92,6 +105,7 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
         predicted: spread(&predicted, &Tensor::new(IGNORED, device)?)?,
         hard: spread(&hard, &Tensor::new(0u8, device)?)?,
         target_cosine: spread(&c_y.detach().to_dtype(wide)?, &zero)?,
+        margin_gradient: None,
     })
 }
 
@@ -100,14 +114,17 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
     let (n, wide, device) = (problem.n, problem.accumulation_dtype(), problem.features.device());
     // Selected away rather than multiplied by 0, which NaN would survive.
     let nothing = |tensor: &Tensor| {
-        let none = Tensor::zeros(tensor.dims(), DType::U8, device)?;
-        none.where_cond(tensor, &tensor.zeros_like()?)?.sum_all()?.to_dtype(wide)
+        let never = Tensor::zeros(tensor.dims(), DType::U8, device)?;
+        never.where_cond(tensor, &tensor.zeros_like()?)?.sum_all()?.to_dtype(wide)
     };
-    let nothing = (nothing(problem.features)? + nothing(problem.weight)?)?;
+    let mut none = (nothing(problem.features)? + nothing(problem.weight)?)?;
+    if let Some(margins) = problem.rows.margins {
+        none = (none + nothing(margins)?)?;
+    }
     let zeros = Tensor::zeros(n, wide, device)?;
     let loss = match problem.params().reduction {
-        Reduction::None => zeros.broadcast_add(&nothing)?,
-        _ => nothing,
+        Reduction::None => zeros.broadcast_add(&none)?,
+        _ => none,
     };
     Ok(LossOutput {
         loss,
@@ -115,6 +132,7 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
         predicted: Tensor::full(IGNORED, n, device)?,
         hard: Tensor::zeros(n, DType::U8, device)?,
         target_cosine: zeros,
+        margin_gradient: None,
     })
 }
 
@@ -136,10 +154,16 @@ pub(crate) fn unit_rows(rows: &Tensor) -> Result<Tensor> {
     rows.broadcast_div(&norm)
 }
 
-/// cos(m1·θ + a), continued beyond π as the options say; (V) from c_y (V), A_y (V) and the hard flags (V).
-pub(crate) fn margin_cosine(params: &Params, c_y: &Tensor, angular: &Tensor, hard: &Tensor) -> Result<Tensor> {
+/// cos(m1·θ + a + α), continued beyond π as the options say; (V) from c_y (V), A_y (V), α (V) and the hard flags (V).
+pub(crate) fn margin_cosine(
+    params: &Params,
+    c_y: &Tensor,
+    angular: &Tensor,
+    alpha: Option<&Tensor>,
+    hard: &Tensor,
+) -> Result<Tensor> {
     let rule = params.rule;
-    let plain = rule.m1 == 1.0 && params.angular.iter().all(|&a| a == 0.0);
+    let plain = alpha.is_none() && rule.m1 == 1.0 && params.angular.iter().all(|&a| a == 0.0);
     if plain {
         return Ok(c_y.clone());
     }
@@ -160,6 +184,10 @@ pub(crate) fn margin_cosine(params: &Params, c_y: &Tensor, angular: &Tensor, har
     let a = match gate {
         None => angular.clone(),
         Some(gate) => (angular + ((gate * difficulty)? * rule.instance_strength)?)?, // eqs. (8), (9)
+    };
+    let a = match alpha {
+        None => a,
+        Some(alpha) => (a + alpha)?,
     };
     let phi = ((arccos(&source)? * rule.m1)? + &a)?;
     let psi = match rule.angle_range {

@@ -13,7 +13,7 @@ use crate::margin::{InstanceGate, Margin};
 use crate::op::{self, Kept};
 use crate::options::{ClassWeights, Params, Prior};
 use crate::output::LossOutput;
-use crate::problem::{Problem, check_pair};
+use crate::problem::{Problem, RowInputs, check_pair};
 
 /// A cosine-margin softmax loss over features X (N, D), class centres W (C, D) and labels y (N).
 ///
@@ -139,6 +139,11 @@ impl MarginLoss {
         self.params.scale
     }
 
+    /// Whether every row of a call brings margins of its own ([`RowInputs::margins`]).
+    pub fn takes_row_margins(&self) -> bool {
+        self.params.row_margins
+    }
+
     /// The loss: a scalar, or (N) for [`Reduction::None`](crate::Reduction::None).
     ///
     /// - `features` X: (N, D), f16, bf16, f32 or f64, any strides. `weight` W: (C, D), of the same dtype, or f32 beside f16 or bf16 features.
@@ -147,25 +152,25 @@ impl MarginLoss {
     /// Gradients reach X and W in their own dtypes.
     ///
     /// # Errors
-    /// Shapes, dtypes or devices that do not fit; a label that is neither a class nor the ignore index.
+    /// Row margins that the loss takes; shapes, dtypes or devices that do not fit; a label that is neither a class nor the ignore index.
     pub fn forward(&self, features: &Tensor, weight: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
-        Ok(self.output(features, weight, labels, None)?.loss)
+        Ok(self.output(features, weight, labels, RowInputs::default())?.loss)
     }
 
     /// The loss and what else the pass knows: per-sample loss, predicted class, hard flag, target cosine.
     ///
-    /// `sample_weights`, if given, is (N), a float tensor, finite and not negative; it multiplies the class's weight ω_y and gets no gradient.
+    /// `rows` is `None`, `Some(&sample_weights)`, or [`RowInputs`]: sample weights (N), row margins (N, 2).
     ///
     /// # Errors
-    /// As [`MarginLoss::forward`], and sample weights that do not fit.
-    pub fn output(
+    /// As [`MarginLoss::forward`], and inputs of rows that do not fit.
+    pub fn output<'a>(
         &self,
         features: &Tensor,
         weight: &Tensor,
         labels: &Tensor,
-        sample_weights: Option<&Tensor>,
+        rows: impl Into<RowInputs<'a>>,
     ) -> candle_core::Result<LossOutput> {
-        let problem = Problem::new(&self.params, features, weight, labels, sample_weights)?;
+        let problem = Problem::new(&self.params, features, weight, labels, rows.into())?;
         Ok(op::forward(&problem, &self.kept)?)
     }
 
@@ -175,14 +180,14 @@ impl MarginLoss {
     ///
     /// # Errors
     /// As [`MarginLoss::output`].
-    pub fn loss_and_grads(
+    pub fn loss_and_grads<'a>(
         &self,
         features: &Tensor,
         weight: &Tensor,
         labels: &Tensor,
-        sample_weights: Option<&Tensor>,
+        rows: impl Into<RowInputs<'a>>,
     ) -> candle_core::Result<(LossOutput, Tensor, Tensor)> {
-        let problem = Problem::new(&self.params, features, weight, labels, sample_weights)?;
+        let problem = Problem::new(&self.params, features, weight, labels, rows.into())?;
         Ok(op::loss_and_grads(&problem, &self.kept)?)
     }
 
@@ -213,14 +218,14 @@ impl MarginLoss {
     ///
     /// # Errors
     /// As [`MarginLoss::output`].
-    pub fn backward(
+    pub fn backward<'a>(
         &self,
         features: &Tensor,
         weight: &Tensor,
         labels: &Tensor,
-        sample_weights: Option<&Tensor>,
+        rows: impl Into<RowInputs<'a>>,
     ) -> candle_core::Result<(LossOutput, GradStore)> {
-        self.backward_scaled(features, weight, labels, sample_weights, 1.0)
+        self.backward_scaled(features, weight, labels, rows, 1.0)
     }
 
     /// As [`MarginLoss::backward`], with the gradients of `upstream`·loss: a loss scale for f16, or 1/k for one of k parts of a batch. They are
@@ -228,15 +233,15 @@ impl MarginLoss {
     ///
     /// # Errors
     /// As [`MarginLoss::output`], and an `upstream` that is not finite.
-    pub fn backward_scaled(
+    pub fn backward_scaled<'a>(
         &self,
         features: &Tensor,
         weight: &Tensor,
         labels: &Tensor,
-        sample_weights: Option<&Tensor>,
+        rows: impl Into<RowInputs<'a>>,
         upstream: f64,
     ) -> candle_core::Result<(LossOutput, GradStore)> {
-        let problem = Problem::new(&self.params, features, weight, labels, sample_weights)?.with_upstream(upstream)?;
+        let problem = Problem::new(&self.params, features, weight, labels, rows.into())?.with_upstream(upstream)?;
         Ok(op::backward(&problem, &self.kept)?)
     }
 
@@ -247,16 +252,16 @@ impl MarginLoss {
     ///
     /// # Errors
     /// As [`MarginLoss::output`], and gradient tensors that do not fit.
-    pub fn loss_and_grads_into(
+    pub fn loss_and_grads_into<'a>(
         &self,
         features: &Tensor,
         weight: &Tensor,
         labels: &Tensor,
-        sample_weights: Option<&Tensor>,
+        rows: impl Into<RowInputs<'a>>,
         d_features: &Tensor,
         d_weight: &Tensor,
     ) -> candle_core::Result<LossOutput> {
-        let problem = Problem::new(&self.params, features, weight, labels, sample_weights)?;
+        let problem = Problem::new(&self.params, features, weight, labels, rows.into())?;
         Ok(op::loss_and_grads_into(&problem, &self.kept, d_features, d_weight)?)
     }
 

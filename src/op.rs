@@ -18,7 +18,7 @@ use crate::cuda;
 use crate::error::{Error, Result};
 use crate::options::{Params, Path, Reduction};
 use crate::output::{IGNORED, LossOutput};
-use crate::problem::{Gradients, Problem, Targets, same_storage};
+use crate::problem::{Gradients, Problem, RowInputs, Targets, same_storage};
 
 /// What a loss keeps between calls, on every device that it is used on.
 #[derive(Default)]
@@ -38,15 +38,19 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
     let tracked = track_x || track_w;
     let at_once = tracked && params.reduction != Reduction::None && !params.recompute_gradients;
     let (dx, dw) = if at_once { wide_gradients(problem, track_x, track_w)? } else { (None, None) };
-    let (mut output, states) = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
+    let Passed { mut output, states, margin_slopes } =
+        run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
+    let margins = margins_on_tape(problem, margin_slopes.as_ref())?;
+    let factor = margins.as_ref().map(|_| reduction_factor(problem, &states)).transpose()?;
     if !tracked {
-        return Ok(output);
+        return add_margins(problem, output, margins, factor);
     }
     let rows = Arc::new(Rows {
         params: params.clone(),
         kept: kept.clone(),
         labels: problem.labels.detach(),
-        sample_weights: problem.sample_weights.map(Tensor::detach),
+        sample_weights: problem.rows.sample_weights.map(Tensor::detach),
+        margins: problem.rows.margins.map(Tensor::detach),
         states,
     });
     let node = |value: &Tensor, saved| problem.features.apply_op2(problem.weight, Node { value: value.clone(), saved });
@@ -56,6 +60,55 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
         _ if at_once => node(&output.loss, Saved::Reduced { dx, dw })?,
         _ => node(&output.loss, Saved::Recomputed(rows))?,
     };
+    add_margins(problem, output, margins, factor)
+}
+
+/// Where row margins are tracked: Σ of a row's slopes times its margins less themselves, (N), which is 0 and carries the gradients of per-sample losses.
+fn margins_on_tape(problem: &Problem, slopes: Option<&Tensor>) -> Result<Option<Tensor>> {
+    let (Some(margins), Some(slopes)) = (problem.rows.margins, slopes) else { return Ok(None) };
+    if !margins.track_op() || problem.n == 0 {
+        return Ok(None);
+    }
+    let margins = margins.to_dtype(slopes.dtype())?;
+    Ok(Some((slopes * (&margins - margins.detach())?)?.sum(1)?))
+}
+
+/// A loss and its per-sample losses, with row margins on the tape as well.
+fn add_margins(
+    problem: &Problem,
+    mut output: LossOutput,
+    margins: Option<Tensor>,
+    factor: Option<Tensor>,
+) -> Result<LossOutput> {
+    if let (Some(margins), Some(factor)) = (margins, factor) {
+        output.per_sample = (output.per_sample + &margins)?;
+        output.loss = match problem.params().reduction {
+            Reduction::None => output.per_sample.clone(),
+            _ => (output.loss + (margins.sum_all()? * factor)?)?,
+        };
+    }
+    Ok(output)
+}
+
+/// What the reduction multiplies the rows' losses by, a scalar of the type of accumulation.
+fn reduction_factor(problem: &Problem, states: &States) -> Result<Tensor> {
+    match states {
+        States::Cpu { targets, .. } => {
+            let factor = Tensor::new(targets.reduction_factor(), problem.features.device())?;
+            Ok(factor.to_dtype(problem.accumulation_dtype())?)
+        }
+        #[cfg(feature = "cuda")]
+        States::Cuda(states) => Ok(states.factor(problem)?.to_dtype(problem.accumulation_dtype())?),
+    }
+}
+
+/// A pass that gives gradients: the output, with the row margins' gradient of upstream·loss.
+fn with_gradients(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<LossOutput> {
+    let Passed { mut output, states, margin_slopes } = run(problem, kept, gradients)?;
+    if let Some(slopes) = margin_slopes {
+        output.margin_gradient =
+            Some((slopes.broadcast_mul(&reduction_factor(problem, &states)?)? * problem.upstream)?);
+    }
     Ok(output)
 }
 
@@ -65,7 +118,7 @@ pub(crate) fn loss_and_grads(problem: &Problem, kept: &Kept) -> Result<(LossOutp
         return composed_gradients(problem);
     }
     let (dx, dw) = (new_gradient(problem.features)?, new_gradient(problem.weight)?);
-    Ok((run(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) })?.0, dx, dw))
+    Ok((with_gradients(problem, kept, Gradients { features: Some(&dx), weight: Some(&dw) })?, dx, dw))
 }
 
 /// The loss off the tape, and the gradients of everything that it is computed from.
@@ -80,7 +133,7 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
     } else {
         let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
         let (dx, dw) = (new(x)?, new(w)?);
-        let output = run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?.0;
+        let output = with_gradients(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
         (output, dx, dw)
     };
     let (mut leaves, mut seeds) = (Vec::new(), [None, None]);
@@ -90,14 +143,26 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
             gradient => seeds[i] = gradient,
         }
     }
-    let mut grads = if seeds.iter().any(Option::is_some) {
+    let mut root = None;
+    if let (Some(margins), Some(gradient)) = (problem.rows.margins, &output.margin_gradient)
+        && margins.track_op()
+        && problem.n > 0
+    {
+        let margins = margins.to_dtype(gradient.dtype())?;
+        root = Some((gradient * (&margins - margins.detach())?)?.sum_all()?);
+    }
+    if seeds.iter().any(Option::is_some) {
         let [dx, dw] = seeds;
         // What is not to have a gradient, or has one already, is no argument of the tape's.
         let (from_x, from_w) = (detached_unless(dx.is_some(), x), detached_unless(dw.is_some(), w));
-        from_x.apply_op2(&from_w, Node { value: output.loss.clone(), saved: Saved::Seeds { dx, dw } })?.backward()?
-    } else {
-        GradStore::default()
-    };
+        let node = Node { value: output.loss.clone(), saved: Saved::Seeds { dx, dw } };
+        let seeds = from_x.apply_op2(&from_w, node)?;
+        root = Some(match root {
+            None => seeds,
+            Some(root) => seeds.broadcast_add(&root)?,
+        });
+    }
+    let mut grads = root.map_or_else(|| Ok(GradStore::default()), |root| root.backward())?;
     for (variable, gradient) in leaves {
         let sum = match grads.remove(variable) {
             Some(other) => (other + gradient)?.detach(),
@@ -121,7 +186,7 @@ pub(crate) fn loss_and_grads_into(problem: &Problem, kept: &Kept, dx: &Tensor, d
         dw.slice_set(&new_dw, 0, 0)?;
         return Ok(output);
     }
-    Ok(run(problem, kept, Gradients { features: Some(dx), weight: Some(dw) })?.0)
+    with_gradients(problem, kept, Gradients { features: Some(dx), weight: Some(dw) })
 }
 
 /// That gradients may be written over `dx` and `dw`.
@@ -147,7 +212,8 @@ fn check_gradients(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<()> {
         Some(("the features X", problem.features)),
         Some(("the weight W", problem.weight)),
         Some(("the labels y", problem.labels)),
-        problem.sample_weights.map(|weights| ("the sample weights", weights)),
+        problem.rows.sample_weights.map(|weights| ("the sample weights", weights)),
+        problem.rows.margins.map(|margins| ("the row margins", margins)),
     ];
     for (what, gradient) in [("dX", dx), ("dW", dw)] {
         for (name, tensor) in read.into_iter().flatten() {
@@ -181,13 +247,18 @@ fn is_fused(problem: &Problem) -> Result<bool> {
 /// The loss and both gradients by the composed path.
 fn composed_gradients(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)> {
     let (x, w) = (Var::from_tensor(&problem.features.detach())?, Var::from_tensor(&problem.weight.detach())?);
+    let margins = problem.rows.margins.map(|margins| Var::from_tensor(&margins.detach())).transpose()?;
     let mut tracked = problem.clone();
     (tracked.features, tracked.weight) = (&x, &w);
+    tracked.rows.margins = margins.as_deref();
     let mut output = composed::forward(&tracked)?;
     let grads = (output.loss.sum_all()? * problem.upstream)?.backward()?;
     let of = |var: &Var| grads.get(var).cloned().map_or_else(|| var.zeros_like(), Ok);
     output.loss = output.loss.detach();
     output.per_sample = output.per_sample.detach();
+    if let Some(margins) = &margins {
+        output.margin_gradient = Some(of(margins)?.to_dtype(problem.accumulation_dtype())?);
+    }
     Ok((output, of(&x)?, of(&w)?))
 }
 
@@ -222,20 +293,29 @@ fn wide_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Op
     Ok((new(features, problem.features)?, new(weight, problem.weight)?))
 }
 
+/// What a pass gives.
+struct Passed {
+    output: LossOutput,
+    states: States,
+    /// Where row margins were given: ∂ℓ_i/∂α_i and ∂ℓ_i/∂β_i, (N, 2), of the type of accumulation
+    margin_slopes: Option<Tensor>,
+}
+
 /// The loss, and those gradients of its reduction that are wanted.
-fn run(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<(LossOutput, States)> {
+fn run(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<Passed> {
     match problem.features.device() {
         Device::Cpu => {
             let targets = problem.targets()?;
             let wanted = gradients.features.is_some() || gradients.weight.is_some();
             let pass = if wanted { Pass::LossAndGradients } else { Pass::Loss };
             let rows = cpu::run(problem, &kept.workspace, &targets, pass, gradients)?;
-            Ok((output(problem, &targets, &rows)?, States::Cpu { rows, targets }))
+            let (output, margin_slopes) = output(problem, &targets, &rows)?;
+            Ok(Passed { output, states: States::Cpu { rows, targets }, margin_slopes })
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let (output, states) = cuda::forward(problem, &kept.tables, gradients)?;
-            Ok((output, States::Cuda(states)))
+            let (output, margin_slopes, states) = cuda::forward(problem, &kept.tables, gradients)?;
+            Ok(Passed { output, states: States::Cuda(states), margin_slopes })
         }
         device => Err(no_path(device)),
     }
@@ -280,25 +360,30 @@ fn no_path(device: &Device) -> Error {
     ))
 }
 
-/// What a call gives, from the states of the rows that count.
-fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<LossOutput> {
+/// What a call gives, and the row margins' slopes, from the states of the rows that count.
+fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<(LossOutput, Option<Tensor>)> {
     let (n, device, wide) = (problem.n, problem.features.device(), problem.accumulation_dtype());
     let mut per_sample = vec![0f64; n];
     let mut predicted = vec![IGNORED; n];
     let mut hard = vec![0u8; n];
     let mut target_cosine = vec![0f64; n];
+    let mut slopes = problem.rows.margins.map(|_| vec![0f64; 2 * n]);
     for (target, state) in targets.rows.iter().zip(states) {
         per_sample[target.row] = state.loss;
         predicted[target.row] = state.predicted;
         hard[target.row] = u8::from(state.hard);
         target_cosine[target.row] = state.cosine;
+        if let Some(slopes) = &mut slopes {
+            slopes[2 * target.row..][..2].copy_from_slice(&state.margin_slopes);
+        }
     }
     // From +0: the empty sum of f64 is −0.
     let sum = states.iter().fold(0.0, |sum, state| sum + state.loss);
     let tensor = |values: Vec<f64>| -> Result<Tensor> {
+        let len = values.len();
         Ok(match wide {
-            DType::F64 => Tensor::from_vec(values, n, device)?,
-            _ => Tensor::from_vec(values.into_iter().map(|v| v as f32).collect::<Vec<_>>(), n, device)?,
+            DType::F64 => Tensor::from_vec(values, len, device)?,
+            _ => Tensor::from_vec(values.into_iter().map(|v| v as f32).collect::<Vec<_>>(), len, device)?,
         })
     };
     let per_sample = tensor(per_sample)?;
@@ -307,13 +392,16 @@ fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<L
         _ if wide == DType::F64 => Tensor::new(sum * targets.reduction_factor(), device)?,
         _ => Tensor::new((sum * targets.reduction_factor()) as f32, device)?,
     };
-    Ok(LossOutput {
+    let slopes = slopes.map(|slopes| Ok::<_, Error>(tensor(slopes)?.reshape((n, 2))?)).transpose()?;
+    let output = LossOutput {
         loss,
         per_sample,
         predicted: Tensor::from_vec(predicted, n, device)?,
         hard: Tensor::from_vec(hard, n, device)?,
         target_cosine: tensor(target_cosine)?,
-    })
+        margin_gradient: None,
+    };
+    Ok((output, slopes))
 }
 
 /// A loss on the tape: its value, and where its gradients come from.
@@ -341,6 +429,7 @@ struct Rows {
     kept: Arc<Kept>,
     labels: Tensor,
     sample_weights: Option<Tensor>,
+    margins: Option<Tensor>,
     states: States,
 }
 
@@ -352,7 +441,8 @@ impl Rows {
         upstream: &Tensor,
         reduced: bool,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let problem = Problem::new(&self.params, features, weight, &self.labels, self.sample_weights.as_ref())?;
+        let rows = RowInputs { sample_weights: self.sample_weights.as_ref(), margins: self.margins.as_ref() };
+        let problem = Problem::new(&self.params, features, weight, &self.labels, rows)?;
         let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
         let (dx, dw) = (new(features)?, new(weight)?);
         let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };

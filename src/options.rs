@@ -89,6 +89,8 @@ pub(crate) struct Params {
     /// s
     pub scale: f64,
     pub rule: MarginRule,
+    /// Whether every row brings margins of its own
+    pub row_margins: bool,
     /// F
     pub row_loss: RowLoss,
     /// A_j, (C)
@@ -134,6 +136,7 @@ impl std::fmt::Debug for Params {
             .field("classes", &self.classes)
             .field("scale", &self.scale)
             .field("rule", &self.rule)
+            .field("row_margins", &self.row_margins)
             .field("row_loss", &self.row_loss)
             .field("angular", &span(&self.angular))
             .field("additive", &span(&self.additive))

@@ -16,6 +16,9 @@ pub struct LossOutput {
     pub hard: Tensor,
     /// c_iy, (N), of the loss's dtype; 0 at ignored rows.
     pub target_cosine: Tensor,
+    /// Where row margins were given, and by the calls that give gradients: the loss's gradient to α and β, (N, 2), of the loss's dtype; 0 at ignored
+    /// rows. For [`Reduction::None`](crate::Reduction::None), that of the sum.
+    pub margin_gradient: Option<Tensor>,
 }
 
 /// The predicted class of an ignored row in [`LossOutput::predicted`].

@@ -7,6 +7,47 @@ use candle_core::{DType, Storage, Tensor};
 use crate::error::{Error, Result};
 use crate::options::{LARGEST, Params, Reduction};
 
+/// What a call may be told of its rows beside their labels. `None` and `Some(&sample_weights)` are taken for one as well.
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// # use candle_margin_loss::{AngleRange, MarginLoss, RowInputs};
+/// # fn main() -> candle_core::Result<()> {
+/// # let device = Device::Cpu;
+/// # let (x, w) = (Tensor::randn(0f32, 1., (4, 8), &device)?, Tensor::randn(0f32, 1., (3, 8), &device)?);
+/// # let y = Tensor::new(&[0u32, 1, 2, 0], &device)?;
+/// let loss = MarginLoss::builder(3).row_margins(true).angle_range(AngleRange::Clamp).build()?;
+/// let margins = Tensor::new(&[[0.1f32, 0.4], [-0.2, 0.2], [0.0, 0.4], [0.4, 0.0]], &device)?; // α, β of every row
+/// let output = loss.output(&x, &w, &y, RowInputs::default().margins(&margins))?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RowInputs<'a> {
+    pub(crate) sample_weights: Option<&'a Tensor>,
+    pub(crate) margins: Option<&'a Tensor>,
+}
+
+impl<'a> RowInputs<'a> {
+    /// Weights (N), a float tensor of values from 0 to 10⁹: each multiplies its row's class weight ω_y. They get no gradient.
+    pub fn sample_weights(mut self, weights: &'a Tensor) -> Self {
+        self.sample_weights = Some(weights);
+        self
+    }
+
+    /// Margins (N, 2), a float tensor: of every row α, −π to π, added to its angle, and β, −2 to 2, taken off its cosine, on top of the class's
+    /// margins. The loss's builder is told that they come ([`row_margins`](crate::MarginLossBuilder::row_margins)). They get a gradient where they are on the tape.
+    pub fn margins(mut self, margins: &'a Tensor) -> Self {
+        self.margins = Some(margins);
+        self
+    }
+}
+
+impl<'a> From<Option<&'a Tensor>> for RowInputs<'a> {
+    fn from(sample_weights: Option<&'a Tensor>) -> Self {
+        Self { sample_weights, margins: None }
+    }
+}
+
 /// A call's tensors, whose ranks, shapes, dtypes and devices fit each other.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem<'a> {
@@ -21,8 +62,8 @@ pub(crate) struct Problem<'a> {
     pub weight: &'a Tensor,
     /// y (N), `u8`, `u32` or `i64`
     pub labels: &'a Tensor,
-    /// (N), any float dtype
-    pub sample_weights: Option<&'a Tensor>,
+    /// Sample weights (N), row margins (N, 2), any float dtype
+    pub rows: RowInputs<'a>,
     /// ∂L/∂loss of a reduced loss, as far as it is known before the pass: the gradients are multiplied by it before they are rounded.
     pub upstream: f64,
 }
@@ -33,27 +74,38 @@ impl<'a> Problem<'a> {
         features: &'a Tensor,
         weight: &'a Tensor,
         labels: &'a Tensor,
-        sample_weights: Option<&'a Tensor>,
+        rows: RowInputs<'a>,
     ) -> Result<Self> {
         let (n, c, d) = check_pair(params, features, weight)?;
         vector("labels y", labels, n)?;
         if !matches!(labels.dtype(), DType::U8 | DType::U32 | DType::I64) {
             return Err(Error::Input(format!("labels y must be u8, u32 or i64, they are {}", labels.dtype().as_str())));
         }
-        if let Some(weights) = sample_weights {
-            vector("sample weights", weights, n)?;
-            if !is_float(weights.dtype()) {
-                return Err(Error::Input(format!(
-                    "sample weights must be f16, bf16, f32 or f64, not {}",
-                    weights.dtype().as_str()
-                )));
-            }
-        }
         same_device(features, "labels y", labels)?;
-        if let Some(weights) = sample_weights {
-            same_device(features, "sample weights", weights)?;
+        if let Some(weights) = rows.sample_weights {
+            vector("sample weights", weights, n)?;
+            row_input(features, "sample weights", weights)?;
         }
-        Ok(Self { params, n, c, d, features, weight, labels, sample_weights, upstream: 1.0 })
+        match rows.margins {
+            Some(margins) if params.row_margins => {
+                if margins.dims() != [n, 2] {
+                    return Err(Error::Input(format!(
+                        "row margins must be of shape (N, 2) = ({n}, 2), the shape is {:?}",
+                        margins.dims()
+                    )));
+                }
+                row_input(features, "row margins", margins)?;
+            }
+            None if params.row_margins => {
+                return Err(Error::Input("the loss takes row margins (N, 2), and the call brings none".into()));
+            }
+            Some(_) => {
+                let why = "row margins are given, and the loss takes none: its builder's row_margins(true) lets it";
+                return Err(Error::Input(why.into()));
+            }
+            None => {}
+        }
+        Ok(Self { params, n, c, d, features, weight, labels, rows, upstream: 1.0 })
     }
 
     /// With gradients of `upstream`·loss.
@@ -81,9 +133,13 @@ impl<'a> Problem<'a> {
             DType::U32 => self.labels.to_vec1::<u32>()?.into_iter().map(i64::from).collect(),
             _ => self.labels.to_vec1::<i64>()?,
         };
-        let sample_weights = match self.sample_weights {
+        let sample_weights = match self.rows.sample_weights {
             None => None,
             Some(weights) => Some(weights.to_dtype(DType::F64)?.to_vec1::<f64>()?),
+        };
+        let margins = match self.rows.margins {
+            None => None,
+            Some(margins) => Some(margins.to_dtype(DType::F64)?.to_vec2::<f64>()?),
         };
         let mut targets = Targets { rows: Vec::with_capacity(self.n), denominator: 1.0, upstream: self.upstream };
         for (row, &label) in labels.iter().enumerate() {
@@ -101,7 +157,14 @@ impl<'a> Problem<'a> {
                 }
                 weight *= weights[row];
             }
-            targets.rows.push(TargetRow { row, class: label as u32, weight });
+            let (mut alpha, mut beta) = (0.0, 0.0);
+            if let Some(margins) = &margins {
+                (alpha, beta) = (margins[row][0], margins[row][1]);
+                if let Some(error) = bad_row_margin(row, alpha, beta) {
+                    return Err(error);
+                }
+            }
+            targets.rows.push(TargetRow { row, class: label as u32, weight, alpha, beta });
         }
         targets.denominator = match params.reduction {
             Reduction::None | Reduction::Sum => 1.0,
@@ -120,18 +183,24 @@ impl<'a> Problem<'a> {
         })
     }
 
-    /// The error of a row whose label or sample weight a device has found to be none.
+    /// The error of a row whose label, sample weight or margin a device has found to be none.
     #[cfg(feature = "cuda")]
     pub fn bad_row(&self, row: usize) -> Result<Error> {
         let label = self.labels.narrow(0, row, 1)?.to_dtype(DType::I64)?.to_vec1::<i64>()?[0];
         if let Some(error) = self.bad_label(row, label) {
             return Ok(error);
         }
-        let weight = match self.sample_weights {
-            None => 1.0,
-            Some(weights) => weights.narrow(0, row, 1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?[0],
+        let of_row = |tensor: &Tensor| -> Result<Vec<f64>> {
+            Ok(tensor.narrow(0, row, 1)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?)
         };
-        let error = bad_sample_weight(row, weight);
+        let mut error = None;
+        if let Some(weights) = self.rows.sample_weights {
+            error = bad_sample_weight(row, of_row(weights)?[0]);
+        }
+        if let (None, Some(margins)) = (&error, self.rows.margins) {
+            let margins = of_row(margins)?;
+            error = bad_row_margin(row, margins[0], margins[1]);
+        }
         Ok(error.unwrap_or_else(|| Error::Input(format!("row {row} changed while its loss was computed"))))
     }
 }
@@ -139,6 +208,19 @@ impl<'a> Problem<'a> {
 fn bad_sample_weight(row: usize, weight: f64) -> Option<Error> {
     let good = (0.0..=LARGEST).contains(&weight);
     (!good).then(|| Error::Input(format!("the sample weight of row {row} must be in 0..={LARGEST}, it is {weight}")))
+}
+
+/// The largest α and β of a row, either way.
+pub(crate) const MOST_ROW_MARGIN: (f64, f64) = (std::f64::consts::PI, 2.0);
+
+fn bad_row_margin(row: usize, alpha: f64, beta: f64) -> Option<Error> {
+    let (most_alpha, most_beta) = MOST_ROW_MARGIN;
+    let good = alpha.abs() <= most_alpha && beta.abs() <= most_beta;
+    (!good).then(|| {
+        Error::Input(format!(
+            "the margins of row {row} must be α in −π..=π and β in −2..=2, they are {alpha} and {beta}"
+        ))
+    })
 }
 
 /// Where gradients go: tensors to write over.
@@ -194,6 +276,10 @@ pub(crate) struct TargetRow {
     pub class: u32,
     /// ω_y times the sample weight
     pub weight: f64,
+    /// α
+    pub alpha: f64,
+    /// β
+    pub beta: f64,
 }
 
 /// (N, C, D) of features and centres that fit each other and a loss.
@@ -240,6 +326,13 @@ fn same_device(features: &Tensor, what: &str, tensor: &Tensor) -> Result<()> {
         features.device().location(),
         tensor.device().location()
     )))
+}
+
+fn row_input(features: &Tensor, what: &str, tensor: &Tensor) -> Result<()> {
+    if !is_float(tensor.dtype()) {
+        return Err(Error::Input(format!("{what} must be f16, bf16, f32 or f64, not {}", tensor.dtype().as_str())));
+    }
+    same_device(features, what, tensor)
 }
 
 fn is_float(dtype: DType) -> bool {

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 use crate::composed;
 use crate::loss::MarginLoss;
 use crate::output::LossOutput;
-use crate::problem::Problem;
+use crate::problem::{Problem, RowInputs};
 
 /// The loss of features X (N, D), centres W (C, D) and labels y (N), with the options of `loss`.
 ///
@@ -16,12 +16,12 @@ use crate::problem::Problem;
 ///
 /// # Errors
 /// As [`MarginLoss::output`].
-pub fn forward(
+pub fn forward<'a>(
     loss: &MarginLoss,
     features: &Tensor,
     weight: &Tensor,
     labels: &Tensor,
-    sample_weights: Option<&Tensor>,
+    rows: impl Into<RowInputs<'a>>,
 ) -> Result<LossOutput> {
-    composed::forward(&Problem::new(&loss.params, features, weight, labels, sample_weights)?)
+    composed::forward(&Problem::new(&loss.params, features, weight, labels, rows.into())?)
 }

@@ -185,8 +185,7 @@ fn kernels_are_the_cpus() -> Result<()> {
                     let found = off_tape(&loss, inputs)?;
                     // Without dW the kernels leave its part out, and with it a barrier.
                     let x = Var::from_tensor(&inputs.x)?;
-                    let alone =
-                        loss.output(&x, &inputs.w, &inputs.y, inputs.sample_weights.as_ref())?.loss.backward()?;
+                    let alone = loss.output(&x, &inputs.w, &inputs.y, inputs.rows(&loss))?.loss.backward()?;
                     let alone = flat(alone.get(&x).ok_or("dX")?);
                     // Its sums are split in another way: the rounding of the type, once.
                     let ulp = match x_type {
@@ -333,7 +332,7 @@ fn one_block_is_many() -> Result<()> {
                 // What is frozen changes nothing of the other gradient.
                 let (xs, ws) = (Var::from_tensor(&inputs.x)?, Var::from_tensor(&inputs.w)?);
                 let gradient = |x: &Tensor, w: &Tensor, of_what: &Tensor| -> Result<Vec<f64>> {
-                    let output = loss.output(x, w, &inputs.y, inputs.sample_weights.as_ref())?.loss;
+                    let output = loss.output(x, w, &inputs.y, inputs.rows(&loss))?.loss;
                     let grads = common::upstream(&output, of(n))?.backward()?;
                     Ok(flat(grads.get(of_what).ok_or("no gradient")?))
                 };

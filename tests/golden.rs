@@ -6,7 +6,7 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use candle_margin_loss::{
-    AngleRange, ClassCounts, ClassWeights, InstanceGate, Margin, MarginLoss, Prior, Reduction, TargetGradient,
+    AngleRange, ClassCounts, ClassWeights, InstanceGate, Margin, MarginLoss, Prior, Reduction, RowLoss, TargetGradient,
 };
 use common::{Inputs, Outcome, Result, composed, device, distance, epsilon, fused, size};
 use serde::Deserialize;
@@ -29,6 +29,7 @@ struct Case {
     w: Vec<f64>,
     y: Vec<i64>,
     sample_weights: Option<Vec<f64>>,
+    row_margins: Option<Vec<f64>>,
     upstream: OneOrMany,
     expected: Expected,
 }
@@ -43,6 +44,7 @@ struct Config {
     class_weights: WeightsConfig,
     angle: String,
     target_gradient: String,
+    row_loss: RowLossConfig,
     reduction: String,
     ignore_index: Option<i64>,
     label_smoothing: f64,
@@ -79,6 +81,22 @@ enum WeightsConfig {
 }
 
 #[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum RowLossConfig {
+    CrossEntropy,
+    Focal {
+        gamma: f64,
+    },
+    #[serde(rename = "poly_1")]
+    Poly1 {
+        epsilon: f64,
+    },
+    Generalized {
+        q: f64,
+    },
+}
+
+#[derive(Deserialize)]
 #[serde(untagged)]
 enum OneOrMany {
     One(f64),
@@ -103,6 +121,7 @@ struct Expected {
     target_cosine: Vec<f64>,
     dx: Vec<f64>,
     dw: Vec<f64>,
+    d_margins: Option<Vec<f64>>,
 }
 
 impl Case {
@@ -161,14 +180,24 @@ impl Case {
                 other => return Err(format!("reduction {other}").into()),
             })
             .label_smoothing(config.label_smoothing)
+            .row_margins(self.row_margins.is_some())
+            .row_loss(match config.row_loss {
+                RowLossConfig::CrossEntropy => RowLoss::CrossEntropy,
+                RowLossConfig::Focal { gamma } => RowLoss::Focal { gamma },
+                RowLossConfig::Poly1 { epsilon } => RowLoss::Poly1 { epsilon },
+                RowLossConfig::Generalized { q } => RowLoss::Generalized { q },
+            })
             .streaming(common::streaming());
         if gate != InstanceGate::Off {
             builder = builder.instance_strength(config.instance_strength);
         }
-        if angular {
+        if angular || self.row_margins.is_some() {
             builder = builder.angle_range(match config.angle.as_str() {
                 "wrap" => AngleRange::Wrap,
                 "monotone" => AngleRange::Monotone,
+                "linear" => AngleRange::Linear,
+                "easy" => AngleRange::Easy,
+                "clamp" => AngleRange::Clamp,
                 other => return Err(format!("angle {other}").into()),
             });
         }
@@ -188,6 +217,10 @@ impl Case {
                 None => None,
                 Some(weights) => Some(Tensor::from_slice(weights, self.n, &device)?),
             },
+            margins: match &self.row_margins {
+                None => None,
+                Some(margins) => Some(Tensor::from_slice(margins, (self.n, 2), &device)?),
+            },
         })
     }
 
@@ -197,6 +230,7 @@ impl Case {
             loss: expected.loss.values(),
             per_sample: expected.per_sample.clone(),
             predicted: expected.predicted.clone(),
+            d_margins: expected.d_margins.clone().unwrap_or_default(),
             hard: expected.hard.clone(),
             target_cosine: expected.target_cosine.clone(),
             dx: expected.dx.clone(),

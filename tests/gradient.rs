@@ -21,10 +21,12 @@ fn smooth(loss: &MarginLoss, inputs: &Inputs) -> Result<bool> {
     }))
 }
 
-fn value(loss: &MarginLoss, x: &[f64], w: &[f64], inputs: &Inputs, upstream: &[f64]) -> Result<f64> {
-    let x = Tensor::from_slice(x, inputs.x.dims(), &device())?;
-    let w = Tensor::from_slice(w, inputs.w.dims(), &device())?;
-    let output = loss.output(&x, &w, &inputs.y, inputs.sample_weights.as_ref())?;
+/// The loss at other X, W and row margins.
+fn value(loss: &MarginLoss, at: [&[f64]; 3], inputs: &Inputs, upstream: &[f64]) -> Result<f64> {
+    let x = Tensor::from_slice(at[0], inputs.x.dims(), &device())?;
+    let w = Tensor::from_slice(at[1], inputs.w.dims(), &device())?;
+    let margins = Tensor::from_slice(at[2], (inputs.x.dim(0)?, 2), &device())?;
+    let output = loss.output(&x, &w, &inputs.y, inputs.rows_with(loss, Some(&margins)))?;
     Ok(flat(&output.loss).iter().zip(upstream).map(|(loss, upstream)| loss * upstream).sum())
 }
 
@@ -51,26 +53,26 @@ fn exact_gradients_are_central_differences() -> Result<()> {
             let count = if name.contains("per row") { n } else { 1 };
             let upstream: Vec<f64> = (0..count).map(|i| 1.5 - 0.4 * i as f64).collect();
             let (x, w) = (flat(&inputs.x), flat(&inputs.w));
+            let margins = flat(inputs.margins.as_ref().ok_or("row margins")?);
             let analytic = fused(&loss, &inputs, Some(&upstream))?;
-            for (which, values, gradient) in [("X", &x, &analytic.dx), ("W", &w, &analytic.dw)] {
+            let all = [("X", &x, &analytic.dx), ("W", &w, &analytic.dw), ("(α, β)", &margins, &analytic.d_margins)];
+            for (which, (name_of, values, gradient)) in all.into_iter().enumerate() {
                 let scale = common::size(gradient);
-                for i in 0..values.len() {
+                for i in 0..gradient.len() {
                     let h = 1e-5 * values[i].abs().max(0.1);
                     let at = |offset: f64| -> Result<f64> {
                         let mut moved = values.clone();
                         moved[i] += offset;
-                        if which == "X" {
-                            value(&loss, &moved, &w, &inputs, &upstream)
-                        } else {
-                            value(&loss, &x, &moved, &inputs, &upstream)
-                        }
+                        let mut at: [&[f64]; 3] = [&x, &w, &margins];
+                        at[which] = &moved;
+                        value(&loss, at, &inputs, &upstream)
                     };
                     // Fourth order, so that the step can be wide enough for rounding not to show.
                     let numeric = (8.0 * (at(h)? - at(-h)?) - (at(2.0 * h)? - at(-2.0 * h)?)) / (12.0 * h);
                     let error = (numeric - gradient[i]).abs();
                     assert!(
                         error <= 1e-6 * scale.max(1e-3),
-                        "{name} {n} {c} {d} d{which}[{i}]: {numeric} {}",
+                        "{name} {n} {c} {d} d{name_of}[{i}]: {numeric} {}",
                         gradient[i]
                     );
                 }

@@ -195,7 +195,13 @@ fn views() -> Result<()> {
             for w in strided(&w_source, c)? {
                 let y = y.narrow(1, 0, 1)?.squeeze(1)?;
                 assert!(!x.is_contiguous() && !y.is_contiguous());
-                let plain = Inputs { x: x.contiguous()?, w: w.contiguous()?, y: y.contiguous()?, sample_weights: None };
+                let plain = Inputs {
+                    x: x.contiguous()?,
+                    w: w.contiguous()?,
+                    y: y.contiguous()?,
+                    sample_weights: None,
+                    margins: None,
+                };
                 let (out, dx, dw) = loss.loss_and_grads(&x, &w, &y, None)?;
                 let expected = off_tape(&loss, &plain)?;
                 assert_eq!(flat(&out.per_sample), expected.per_sample, "{dtype:?}");
@@ -213,7 +219,7 @@ fn poles_are_finite_in_every_type() -> Result<()> {
         let w = Tensor::new(&[[1f32, 2.0, 2.0], [0.5, -1.0, 0.25], [3.0, 0.0, 1.0]], &device())?.to_dtype(dtype)?;
         let x = Tensor::cat(&[&w, &w.neg()?, &(&w * 1.001)?], 0)?;
         let y = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1, 2], &device())?;
-        let inputs = Inputs { x, w, y, sample_weights: None };
+        let inputs = Inputs { x, w, y, sample_weights: None, margins: None };
         for (name, loss) in common::losses(3) {
             let out = fused(&loss, &inputs, None)?;
             for (part, values) in out.parts() {
@@ -432,6 +438,7 @@ fn cosines_of_powers_of_two_are_exact() -> Result<()> {
                     w: Tensor::new(&w[..], &device())?.reshape((c, d))?.to_dtype(dtype)?,
                     y: Tensor::new(&y[..], &device())?,
                     sample_weights: None,
+                    margins: None,
                 };
                 let out =
                     off_tape(&MarginLoss::builder(c).scale(16.0).streaming(common::streaming()).build()?, &inputs)?;

@@ -46,6 +46,7 @@ fn a_half_types_gradient_is_multiplied_before_it_is_rounded() -> Result<()> {
         w: Tensor::new(&[[1f32, 0.0], [0.2, 1.0]], &device())?.to_dtype(DType::F16)?,
         y: Tensor::new(&[0i64], &device())?,
         sample_weights: None,
+        margins: None,
     };
     let loss = MarginLoss::cosine_ce(2, 16.0)?;
     for upstream in [1.0, 0.3, 1024.0, 65536.0] {
@@ -290,7 +291,7 @@ fn gradients_in_one_buffer() -> Result<()> {
             let dx = flat.narrow(0, x_at, x_len)?.reshape((n, d))?;
             let dw = flat.narrow(0, w_at, w_len)?.reshape((c, d))?;
             let output = loss.loss_and_grads_into(&inputs.x, &inputs.w, &inputs.y, None, &dx, &dw)?;
-            let found = Outcome::new(&output, &dx, &dw);
+            let found = Outcome::new(&output, &dx, &dw, output.margin_gradient.as_ref());
             assert_eq!((&found.dx, &found.dw), (&expected.dx, &expected.dw), "{dtype:?} {x_first} {gap}");
             let edges = common::flat(&flat);
             assert_eq!((edges[0], edges[edges.len() - 1]), (1.0, 1.0), "what is around them is not written");
@@ -329,8 +330,13 @@ fn the_composed_path_through_every_call() -> Result<()> {
             assert_close(name, &b, &a, 1e-9);
         }
         let (dx, dw) = (inputs.x.ones_like()?, inputs.w.ones_like()?);
-        let output = composed.loss_and_grads_into(&inputs.x, &inputs.w, &inputs.y, None, &dx, &dw)?;
-        assert_close(name, &Outcome::new(&output, &dx, &dw), &off_tape(&own, &inputs)?, 1e-9);
+        let output = composed.loss_and_grads_into(&inputs.x, &inputs.w, &inputs.y, inputs.rows(&own), &dx, &dw)?;
+        assert_close(
+            name,
+            &Outcome::new(&output, &dx, &dw, output.margin_gradient.as_ref()),
+            &off_tape(&own, &inputs)?,
+            1e-9,
+        );
     }
     Ok(())
 }

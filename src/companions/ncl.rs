@@ -168,7 +168,7 @@ impl Ncl {
             let z = (c * params.scale)?.broadcast_add(&prior)?; // (N, C)
             let z_hard = z.gather(&hard_classes, 1)?; // (N, k)
             let c_y = c.gather(&target, 1)?.squeeze(1)?; // (N)
-            let psi = (margin_cosine(params, &c_y, &angular, &output.hard)? - &additive)?;
+            let psi = (margin_cosine(params, &c_y, &angular, None, &output.hard)? - &additive)?;
             let z_y = ((psi * params.scale)? + &prior_y)?.unsqueeze(1)?; // (N, 1)
             let margined = match k {
                 1 => z_y,

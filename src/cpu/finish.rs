@@ -23,6 +23,8 @@ pub(crate) struct RowState {
     pub(super) log_sum: f64,
     /// F′(δ), δ = log_sum − z_iy
     pub(super) slope: f64,
+    /// ∂ℓ/∂α and ∂ℓ/∂β
+    pub margin_slopes: [f64; 2],
 }
 
 impl<X, W> Call<'_, X, W>
@@ -39,8 +41,12 @@ where
             let y = target.class as usize;
             let (cosine, predicted) = (all.target[i], all.best_class[i]);
             let hard = predicted != target.class; // eq. (9)
-            let margin = RowMargin { angular: params.angular[y], alpha: 0.0, additive: params.additive[y] };
-            let margin = params.rule.target(cosine, margin, hard, X::Acc::SIN_FLOOR);
+            let own = RowMargin {
+                angular: params.angular[y],
+                alpha: target.alpha,
+                additive: params.additive[y] + target.beta,
+            };
+            let margin = params.rule.target(cosine, own, hard, X::Acc::SIN_FLOOR);
             let z_y = params.scale * margin.psi + params.log_prior[y];
             let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
             let (mut loss, slope) = params.row_loss.at(log_sum - z_y); // eqs. (5), (10), (11)
@@ -49,7 +55,10 @@ where
                 loss += alpha * (z_y - (others + z_y) / params.classes as f64);
             }
             let loss = target.weight * loss;
-            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, slope }
+            // ∂ℓ/∂ψ = ω·s·q_y
+            let by_psi = target.weight * params.scale * (alpha * (1.0 - 1.0 / params.classes as f64) - slope);
+            let margin_slopes = [by_psi * margin.dalpha, -by_psi];
+            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, slope, margin_slopes }
         })
     }
 }

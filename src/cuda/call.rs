@@ -66,9 +66,12 @@ pub(super) fn with_call<R>(
     let ((x, _x), (w, _w)) = (pointer(&x_storage, x_layout, &stream)?, pointer(&w_storage, w_layout, &stream)?);
     let (y_storage, y_layout) = problem.labels.storage_and_layout();
     let (labels, _y) = pointer(&y_storage, y_layout, &stream)?;
-    let weights = problem.sample_weights.map(|weights| weights.storage_and_layout());
+    let weights = problem.rows.sample_weights.map(|weights| weights.storage_and_layout());
+    let margins = problem.rows.margins.map(|margins| margins.storage_and_layout());
     let (sample_weights, _s) =
         weights.as_ref().map(|(storage, layout)| pointer(storage, layout, &stream)).transpose()?.unzip();
+    let (row_margins, _m) =
+        margins.as_ref().map(|(storage, layout)| pointer(storage, layout, &stream)).transpose()?.unzip();
     let arguments = MarginLossCall {
         options,
         n: problem.n as i64,
@@ -78,23 +81,21 @@ pub(super) fn with_call<R>(
         w: w as _,
         labels: labels as _,
         sample_weights: sample_weights.unwrap_or(0) as _,
+        row_margins: row_margins.unwrap_or(0) as _,
         x_stride: x_layout.stride()[0] as i64,
         w_stride: w_layout.stride()[0] as i64,
         label_stride: y_layout.stride()[0] as i64,
         sample_weight_stride: weights.as_ref().map_or(0, |(_, layout)| layout.stride()[0] as i64),
+        row_margin_stride: margins.as_ref().map_or(0, |(_, layout)| layout.stride()[0] as i64),
+        row_margin_step: margins.as_ref().map_or(0, |(_, layout)| layout.stride()[1] as i64),
         label_type: match problem.labels.dtype() {
             DType::U8 => params::MARGIN_LOSS_U8,
             DType::U32 => params::MARGIN_LOSS_U32,
             _ => params::MARGIN_LOSS_I64,
         } as i32,
         gradient_scale: problem.upstream,
-        sample_weight_type: match problem.sample_weights.map(Tensor::dtype) {
-            None => params::MARGIN_LOSS_NO_WEIGHTS,
-            Some(DType::F16) => params::MARGIN_LOSS_F16,
-            Some(DType::BF16) => params::MARGIN_LOSS_BF16,
-            Some(DType::F32) => params::MARGIN_LOSS_F32,
-            Some(_) => params::MARGIN_LOSS_F64,
-        } as i32,
+        sample_weight_type: type_of(problem.rows.sample_weights),
+        row_margin_type: type_of(problem.rows.margins),
         ..Default::default()
     };
     let limits = limits(&stream)?;
@@ -102,6 +103,17 @@ pub(super) fn with_call<R>(
     let kind = Kind::of(problem, &limits, budget);
     let sizes = sizes(problem, kind);
     work(&mut Call { problem, device, stream: &stream, kind, sizes, limits, one, budget, arguments })
+}
+
+fn type_of(tensor: Option<&Tensor>) -> i32 {
+    let number = match tensor.map(Tensor::dtype) {
+        None => params::MARGIN_LOSS_NONE,
+        Some(DType::F16) => params::MARGIN_LOSS_F16,
+        Some(DType::BF16) => params::MARGIN_LOSS_BF16,
+        Some(DType::F32) => params::MARGIN_LOSS_F32,
+        Some(_) => params::MARGIN_LOSS_F64,
+    };
+    number as i32
 }
 
 /// A chunk as the kernels take it, with its parts of the workspace.

@@ -50,8 +50,11 @@ pub(crate) fn new_gradient(like: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(unsafe { Tensor::empty(like.dims(), dtype, like.device())? })
 }
 
+/// What a forward pass gives: the output, the row margins' slopes (N, 2) where there are row margins, and the states.
+type Passed = (LossOutput, Option<Tensor>, States);
+
 /// The rows' losses and, where `out` wants them, the gradients of their reduction.
-pub(crate) fn forward(problem: &Problem, tables: &TablePool, out: Gradients) -> Result<(LossOutput, States)> {
+pub(crate) fn forward(problem: &Problem, tables: &TablePool, out: Gradients) -> Result<Passed> {
     match problem.accumulation_dtype() {
         DType::F64 => typed_forward::<f64>(problem, tables, out),
         _ => typed_forward::<f32>(problem, tables, out),
@@ -71,15 +74,12 @@ pub(crate) fn backward(
         return zero_gradients(out);
     }
     if !states.complete {
-        let (_, states) = forward(problem, tables, Gradients::default())?;
+        let (_, _, states) = forward(problem, tables, Gradients::default())?;
         return backward(problem, tables, &states, upstream, reduced, out);
     }
     let upstream = upstream.to_dtype(problem.accumulation_dtype())?.contiguous()?;
     with_call(problem, tables, |call| {
-        let layout = match problem.accumulation_dtype() {
-            DType::F64 => StatesLayout::new::<f64>(problem.n, problem.c),
-            _ => StatesLayout::new::<f32>(problem.n, problem.c),
-        };
+        let layout = StatesLayout::of(problem);
         let (storage, upstream_layout) = upstream.storage_and_layout();
         let (upstream, _upstream) = pointer(&storage, upstream_layout, call.stream)?;
         let (base, _states) = states.memory.device_ptr(call.stream);
@@ -92,11 +92,7 @@ pub(crate) fn backward(
     })
 }
 
-fn typed_forward<T: Accumulator>(
-    problem: &Problem,
-    tables: &TablePool,
-    out: Gradients,
-) -> Result<(LossOutput, States)> {
+fn typed_forward<T: Accumulator>(problem: &Problem, tables: &TablePool, out: Gradients) -> Result<Passed> {
     let (n, c) = (problem.n, problem.c);
     let layout = StatesLayout::new::<T>(n, c);
     with_call(problem, tables, |call| {
@@ -104,10 +100,8 @@ fn typed_forward<T: Accumulator>(
         if n == 0 {
             zero_gradients(out)?;
             let outputs = Outputs::<T>::new(problem, device, true)?;
-            return Ok((
-                outputs.wrap(problem, device),
-                States { memory: device.alloc_zeros(layout.end)?, complete: true },
-            ));
+            let (output, slopes) = outputs.wrap(problem, device);
+            return Ok((output, slopes, States { memory: device.alloc_zeros(layout.end)?, complete: true }));
         }
         let mut outputs = Outputs::<T>::new(problem, device, false)?;
         // SAFETY: the forward pass writes every state and norm before anything reads them.
@@ -131,7 +125,8 @@ fn typed_forward<T: Accumulator>(
                 return Err(problem.bad_row(bad as usize - 1)?);
             }
         }
-        Ok((outputs.wrap(problem, device), States { memory, complete }))
+        let (output, slopes) = outputs.wrap(problem, device);
+        Ok((output, slopes, States { memory, complete }))
     })
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Outputs<T> {
     predicted: CudaSlice<u32>,
     hard: CudaSlice<u8>,
     target_cosine: CudaSlice<T>,
+    /// None where there are no row margins
+    margin_slopes: Option<CudaSlice<T>>,
 }
 
 impl<T: Accumulator> Outputs<T> {
@@ -36,6 +38,7 @@ impl<T: Accumulator> Outputs<T> {
             predicted: new(device, n, zero)?,
             hard: new(device, n, zero)?,
             target_cosine: new(device, n, zero)?,
+            margin_slopes: problem.rows.margins.map(|_| new(device, 2 * n, zero)).transpose()?,
         })
     }
 
@@ -50,22 +53,26 @@ impl<T: Accumulator> Outputs<T> {
         call.predicted = keep(self.predicted.device_ptr_mut(stream)) as _;
         call.hard = keep(self.hard.device_ptr_mut(stream)) as _;
         call.target_cosine = keep(self.target_cosine.device_ptr_mut(stream)) as _;
+        call.margin_slopes = self.margin_slopes.as_mut().map_or(0, |slopes| keep(slopes.device_ptr_mut(stream))) as _;
         guards
     }
 
-    pub fn wrap(self, problem: &Problem, device: &CudaDevice) -> LossOutput {
+    /// What the call gives, and the row margins' slopes.
+    pub fn wrap(self, problem: &Problem, device: &CudaDevice) -> (LossOutput, Option<Tensor>) {
         fn tensor<E: CudaDType>(slice: CudaSlice<E>, shape: impl Into<Shape>, device: &CudaDevice) -> Tensor {
             let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
             Tensor::from_storage(storage, shape, BackpropOp::none(), false)
         }
         let n = problem.n;
         let per_sample = tensor(self.per_sample, n, device);
-        LossOutput {
+        let output = LossOutput {
             loss: self.loss.map_or_else(|| per_sample.clone(), |loss| tensor(loss, (), device)),
             per_sample,
             predicted: tensor(self.predicted, n, device),
             hard: tensor(self.hard, n, device),
             target_cosine: tensor(self.target_cosine, n, device),
-        }
+            margin_gradient: None,
+        };
+        (output, self.margin_slopes.map(|slopes| tensor(slopes, (n, 2), device)))
     }
 }

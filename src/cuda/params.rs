@@ -1,6 +1,6 @@
 //! `kernels/params.h` in Rust, made by bindgen, which also writes tests of every offset; and a loss's options in its terms.
 // The `unsafe` is bindgen's: zeroing plain structs.
-#![allow(non_upper_case_globals, missing_docs, dead_code, clippy::undocumented_unsafe_blocks)]
+#![allow(non_upper_case_globals, missing_docs, dead_code, clippy::undocumented_unsafe_blocks, clippy::approx_constant)]
 
 use cudarc::driver::DeviceRepr;
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_margin_loss::{
     AngleRange, ClassCounts, ClassWeights, InstanceGate, LossOutput, Margin, MarginLoss, MarginLossBuilder, Prior,
-    Reduction, RowLoss, TargetGradient, reference,
+    Reduction, RowInputs, RowLoss, TargetGradient, reference,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -232,9 +232,25 @@ pub struct Inputs {
     /// (N)
     pub y: Tensor,
     pub sample_weights: Option<Tensor>,
+    /// (N, 2), for the losses that take them
+    pub margins: Option<Tensor>,
 }
 
 impl Inputs {
+    /// What else than labels `loss` is told of the rows.
+    pub fn rows(&self, loss: &MarginLoss) -> RowInputs<'_> {
+        self.rows_with(loss, self.margins.as_ref())
+    }
+
+    /// The same, with other margins.
+    pub fn rows_with<'a>(&'a self, loss: &MarginLoss, margins: Option<&'a Tensor>) -> RowInputs<'a> {
+        let rows = RowInputs::from(self.sample_weights.as_ref());
+        match margins {
+            Some(margins) if loss.takes_row_margins() => rows.margins(margins),
+            _ => rows,
+        }
+    }
+
     /// Features of uneven norms, some near their own centre and some near another, some opposite, and labels of every kind of row.
     pub fn random(n: usize, c: usize, d: usize, ignore: bool, seed: u64) -> Result<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -262,8 +278,17 @@ impl Inputs {
             }
             y.push(if ignore && rng.random_bool(0.25) { IGNORE } else { label as i64 });
         }
+        // Of the size of α that others train with, one of them 0, one beyond what helps.
+        let margins: Vec<f64> = (0..2 * n)
+            .map(|i| match i % 10 {
+                0 => 0.0,
+                2 => 2.5,
+                _ => rng.random_range(-0.5..1.0),
+            })
+            .collect();
         let device = device();
         Ok(Self {
+            margins: Some(Tensor::from_vec(margins, (n, 2), &device)?),
             x: Tensor::from_vec(x, (n, d), &device)?,
             w: Tensor::from_vec(w, (c, d), &device)?,
             y: Tensor::from_vec(y, n, &device)?,
@@ -291,6 +316,7 @@ impl Inputs {
             w: self.w.to_device(device)?,
             y: self.y.to_device(device)?,
             sample_weights: self.sample_weights.as_ref().map(|weights| weights.to_device(device)).transpose()?,
+            margins: self.margins.as_ref().map(|margins| margins.to_device(device)).transpose()?,
         })
     }
 
@@ -312,6 +338,8 @@ pub struct Outcome {
     /// (N, D), and (C, D)
     pub dx: Vec<f64>,
     pub dw: Vec<f64>,
+    /// (N, 2), or nothing where the loss takes no row margins
+    pub d_margins: Vec<f64>,
 }
 
 pub fn flat(tensor: &Tensor) -> Vec<f64> {
@@ -319,7 +347,7 @@ pub fn flat(tensor: &Tensor) -> Vec<f64> {
 }
 
 impl Outcome {
-    pub fn new(output: &LossOutput, dx: &Tensor, dw: &Tensor) -> Self {
+    pub fn new(output: &LossOutput, dx: &Tensor, dw: &Tensor, d_margins: Option<&Tensor>) -> Self {
         Self {
             loss: flat(&output.loss),
             per_sample: flat(&output.per_sample),
@@ -328,17 +356,19 @@ impl Outcome {
             target_cosine: flat(&output.target_cosine),
             dx: flat(dx),
             dw: flat(dw),
+            d_margins: d_margins.map(flat).unwrap_or_default(),
         }
     }
 
     /// All its floating-point values by name.
-    pub fn parts(&self) -> [(&'static str, &[f64]); 5] {
+    pub fn parts(&self) -> [(&'static str, &[f64]); 6] {
         [
             ("loss", &self.loss),
             ("per sample", &self.per_sample),
             ("target cosine", &self.target_cosine),
             ("dX", &self.dx),
             ("dW", &self.dw),
+            ("d(α, β)", &self.d_margins),
         ]
     }
 }
@@ -355,23 +385,32 @@ pub fn upstream(output: &Tensor, values: Option<&[f64]>) -> Result<Tensor> {
 }
 
 fn through_tape(
+    loss: &MarginLoss,
     inputs: &Inputs,
     upstream_values: Option<&[f64]>,
-    forward: impl Fn(&Tensor, &Tensor) -> candle_core::Result<LossOutput>,
+    forward: impl Fn(&Tensor, &Tensor, RowInputs) -> candle_core::Result<LossOutput>,
 ) -> Result<Outcome> {
     let (x, w) = (Var::from_tensor(&inputs.x)?, Var::from_tensor(&inputs.w)?);
-    let output = forward(&x, &w)?;
+    let margins = match &inputs.margins {
+        Some(margins) if loss.takes_row_margins() => Some(Var::from_tensor(margins)?),
+        _ => None,
+    };
+    let output = forward(&x, &w, inputs.rows_with(loss, margins.as_deref()))?;
     let grads = upstream(&output.loss, upstream_values)?.backward()?;
     let dx = grads.get(&x).ok_or("no gradient for X")?;
     let dw = grads.get(&w).ok_or("no gradient for W")?;
     assert_eq!((dx.dtype(), dx.dims()), (x.dtype(), x.dims()), "dX has X's dtype and shape");
     assert_eq!((dw.dtype(), dw.dims()), (w.dtype(), w.dims()), "dW has W's dtype and shape");
-    Ok(Outcome::new(&output, dx, dw))
+    let d_margins = match &margins {
+        None => None,
+        Some(margins) => Some(grads.get(margins).ok_or("no gradient for the row margins")?),
+    };
+    Ok(Outcome::new(&output, dx, dw, d_margins))
 }
 
 /// The fused op through Candle's tape.
 pub fn fused(loss: &MarginLoss, inputs: &Inputs, upstream: Option<&[f64]>) -> Result<Outcome> {
-    through_tape(inputs, upstream, |x, w| loss.output(x, w, &inputs.y, inputs.sample_weights.as_ref()))
+    through_tape(loss, inputs, upstream, |x, w, rows| loss.output(x, w, &inputs.y, rows))
 }
 
 /// The loss composed of Candle ops, through Candle's tape: on the CPU, whatever the inputs' device.
@@ -381,13 +420,13 @@ pub fn composed(loss: &MarginLoss, inputs: &Inputs, upstream: Option<&[f64]>) ->
 
 /// As [`composed`], on the inputs' device.
 pub fn composed_where_it_is(loss: &MarginLoss, inputs: &Inputs, upstream: Option<&[f64]>) -> Result<Outcome> {
-    through_tape(inputs, upstream, |x, w| reference::forward(loss, x, w, &inputs.y, inputs.sample_weights.as_ref()))
+    through_tape(loss, inputs, upstream, |x, w, rows| reference::forward(loss, x, w, &inputs.y, rows))
 }
 
 /// The fused op off the tape.
 pub fn off_tape(loss: &MarginLoss, inputs: &Inputs) -> Result<Outcome> {
-    let (output, dx, dw) = loss.loss_and_grads(&inputs.x, &inputs.w, &inputs.y, inputs.sample_weights.as_ref())?;
-    Ok(Outcome::new(&output, &dx, &dw))
+    let (output, dx, dw) = loss.loss_and_grads(&inputs.x, &inputs.w, &inputs.y, inputs.rows(loss))?;
+    Ok(Outcome::new(&output, &dx, &dw, output.margin_gradient.as_ref()))
 }
 
 /// The largest |a − b|, NaN-aware: NaN against a number is ∞.
