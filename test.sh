@@ -45,12 +45,12 @@ if [ "$nvcc" = yes ]; then
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
     suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users"
     # shellcheck disable=SC2086
-    cuda --no-run --lib --test cuda --test tf32 --test candle_cuda --test targets --test figures --test sass --test train $suites
+    cuda --no-run --lib --test cuda --test driver --test tf32 --test candle_cuda --test targets --test figures --test sass --test train $suites
     mkdir -p target/test-logs
     (
         set -e
         cuda --lib cuda
-        cuda --test cuda --test tf32 --test candle_cuda --test targets --test figures
+        cuda --test cuda --test driver --test tf32 --test candle_cuda --test targets --test figures
         PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
         export PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1
         cuda --test golden --test oracle -- f64 lower

@@ -299,6 +299,7 @@ fn one_block_is_many() -> Result<()> {
                 w: inputs.w.clone(),
                 y: Tensor::cat(&[&inputs.y, &Tensor::full(IGNORE, more, &gpu)?], 0)?,
                 sample_weights: inputs.sample_weights.as_ref().map(|w| Tensor::cat(&[w, &ones], 0)).transpose()?,
+                margins: None,
             };
             for name in ["DBM-BS per row, ignore, smoothed", "combined, hard positives, monotone, ignore"] {
                 let label = format!("{n} {c} {d} {x:?} {w:?}, {name}");
@@ -445,7 +446,7 @@ fn a_step_is_captured_into_a_graph() -> Result<()> {
 }
 
 /// Devices that lack what a kernel needs, or have less of it than they say: the kernel that can takes the call, or it is an error that says why.
-/// Each in a process of its own, since a process has one emulated device.
+/// Each in a process of its own, since a process has one kind of emulated device.
 #[test]
 fn devices_that_lack_something() -> Result<()> {
     let step = |c: usize| -> Result<f64> {

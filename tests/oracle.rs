@@ -48,6 +48,10 @@ fn every_way_to_cut_a_problem() -> Result<()> {
             (300, 600, 33, 1),
             (1100, 70, 24, DEFAULT_WORKSPACE_BYTES),
             (90, 4000, 150, 1),
+            // Parts of the rows, of one block and of several; and as many rows as one part has.
+            (3000, 33, 24, DEFAULT_WORKSPACE_BYTES),
+            (1500, 20, 150, 1),
+            (1030, 3, 400, 1),
         ]
     };
     for (n, c, d, budget) in sizes {

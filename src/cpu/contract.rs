@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::call::Call;
 use super::gradient::RowConstants;
 use super::load::{Block, PIECE, Tile};
@@ -9,6 +11,12 @@ use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
 use super::product::{Matrix, product};
 use super::vector;
+
+/// Where dX goes: rows of it, from a row of the batch on.
+pub(super) struct FeatureSink<'s, E> {
+    pub dx: &'s mut [E],
+    pub first: usize,
+}
 
 /// Where a range's or tile's dW goes.
 pub(super) enum WeightSink<'s, E: Element> {
@@ -82,7 +90,7 @@ where
                 .chunks_mut(tile_classes * rows)
                 .zip(lane.norms.chunks_mut(tile_classes))
                 .zip(lane.sink.split(tile_classes * d));
-            for (t, ((cosines, norms), sink)) in tiles.enumerate() {
+            for (t, ((cosines, norms), mut sink)) in tiles.enumerate() {
                 let start = lane.start + t * tile_classes;
                 let classes = start..start + norms.len();
                 self.arch.dispatch(
@@ -90,12 +98,12 @@ where
                     || {
                         let class_dots =
                             self.gradient(cosines, lane.row_dots, block, classes.clone(), norms, &mut constants);
-                        let tile = self.tile(classes, norms, &mut scratch);
+                        let tile = self.tile(classes.clone(), norms, &mut scratch);
                         if let Some(sum) = lane.sum.as_deref_mut() {
                             let g = Matrix::of_rows(cosines, norms.len(), rows, rows).transposed(); // (R, classes)
                             product(sum, t > 0 || !first_range, g, tile.rows);
                         }
-                        self.write_weight(sink, cosines, &tile, norms, unit, &class_dots, &mut dw_scratch);
+                        self.write_weight(&mut sink, cosines, &tile, norms, unit, &class_dots, &mut dw_scratch);
                     },
                 );
             }
@@ -107,7 +115,7 @@ where
     #[allow(clippy::too_many_arguments)]
     fn write_weight<E: Element<Acc = X::Acc>>(
         &self,
-        sink: WeightSink<E>,
+        sink: &mut WeightSink<E>,
         gradients: &mut [X::Acc],
         tile: &Tile<X::Acc>,
         norms: &[Option<Norm>],
@@ -126,7 +134,7 @@ where
         match sink {
             WeightSink::None => {}
             WeightSink::Sum(dw, accumulate) => {
-                product(dw, accumulate, lhs, unit);
+                product(dw, *accumulate, lhs, unit);
                 self.project(dw, tile, norms, class_dots);
             }
             WeightSink::Write(dw) => match E::as_acc_mut(dw) {
@@ -160,7 +168,7 @@ where
     /// Step 5: dX of a block from the lanes' sums and dots.
     pub fn write_features<E: Element<Acc = X::Acc>>(
         &self,
-        dx: &mut [E],
+        sink: &mut FeatureSink<E>,
         sums: &[X::Acc],
         row_dots: &[X::Acc],
         block: &Block<X::Acc>,
@@ -169,7 +177,7 @@ where
         let lane_len = self.plan.rows * d;
         let (first, last) = (block.rows[0].row, block.rows[rows - 1].row);
         let mut wanted = block.rows.iter().enumerate().peekable();
-        let mut outs: Vec<(usize, &mut [E])> = dx[first * d..(last + 1) * d]
+        let mut outs: Vec<(usize, &mut [E])> = sink.dx[(first - sink.first) * d..(last + 1 - sink.first) * d]
             .chunks_exact_mut(d)
             .zip(first..)
             .filter_map(|(out, n)| wanted.next_if(|(_, target)| target.row == n).map(|(i, _)| (i, out)))
@@ -178,7 +186,7 @@ where
             self.arch.dispatch(
                 #[inline(always)]
                 || {
-                    for (i, out) in outs {
+                    for (i, out) in outs.iter_mut() {
                         let norm = block.norms[*i];
                         let mut dot = X::Acc::ZERO;
                         if norm.projects {
@@ -203,6 +211,23 @@ where
                     }
                 },
             )
+        });
+    }
+
+    /// dW of parts of the rows, (parts, C, D), added in their order.
+    pub fn add_parts<E: Element<Acc = X::Acc>>(&self, weights: &mut [X::Acc], dw: &mut [E]) {
+        let (sum, others) = weights.split_at_mut(self.c * self.d);
+        let piece = PIECE * self.d;
+        sum.par_chunks_mut(piece).zip(dw.par_chunks_mut(piece)).enumerate().for_each(|(i, (sum, dw))| {
+            self.arch.dispatch(
+                #[inline(always)]
+                || {
+                    for other in others.chunks_exact(self.c * self.d) {
+                        vector::add(sum, &other[i * piece..][..sum.len()]);
+                    }
+                    E::narrow_slice(sum, dw);
+                },
+            );
         });
     }
 }

@@ -20,8 +20,10 @@ pub(super) struct RowConstants<T> {
     pub uniform: Vec<T>,
     /// g_iy
     pub target: Vec<T>,
-    /// (c, log_sum, factor, uniform) of the rows whose target is the class at hand
-    saved: Vec<(T, T, T, T)>,
+    /// c_iy, as exact as it is known
+    cosine: Vec<T>,
+    /// (log_sum, factor, uniform) of the rows whose target is the class at hand
+    saved: Vec<(T, T, T)>,
 }
 
 impl<X, W> Call<'_, X, W>
@@ -34,8 +36,14 @@ where
         let (params, factor) = (self.params, self.targets.gradient_factor());
         let (alpha, classes) = (params.label_smoothing, params.classes as f64);
         let empty = || Vec::with_capacity(rows.len());
-        let mut out =
-            RowConstants { log_sum: empty(), factor: empty(), uniform: empty(), target: empty(), saved: Vec::new() };
+        let mut out = RowConstants {
+            log_sum: empty(),
+            factor: empty(),
+            uniform: empty(),
+            target: empty(),
+            cosine: empty(),
+            saved: Vec::new(),
+        };
         for (target, state) in rows.iter().zip(states) {
             let upstream = upstream.map_or(1.0, |upstream| upstream[target.row]);
             let coefficient = upstream * factor * target.weight * params.scale; // (∂L/∂ℓ)·ω·s
@@ -46,6 +54,7 @@ where
             let rounding = (log_sum.f64() - state.log_sum).min(80.0).exp();
             out.factor.push(X::Acc::of(coefficient * state.slope * rounding));
             out.uniform.push(X::Acc::of(coefficient * alpha / classes));
+            out.cosine.push(X::Acc::of(state.cosine));
             out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - state.slope)));
         }
         out
@@ -87,7 +96,7 @@ fn gradients<T: Real>(
     for &(_, row) in targets {
         // exp(z − ∞) = 0: the target's row of constants gives g = 0, whatever z is; its own g is put in below.
         let i = row as usize;
-        rows.saved.push((cosines[i], rows.log_sum[i], rows.factor[i], rows.uniform[i]));
+        rows.saved.push((rows.log_sum[i], rows.factor[i], rows.uniform[i]));
         (rows.log_sum[i], rows.factor[i], rows.uniform[i]) = (T::INFINITY, T::ZERO, T::ZERO);
     }
 
@@ -114,10 +123,10 @@ fn gradients<T: Real>(
     }
     let mut class_dot = sum(dots);
 
-    for (&(_, row), &(c, log_sum, factor, uniform)) in targets.iter().zip(&rows.saved) {
+    for (&(_, row), &(log_sum, factor, uniform)) in targets.iter().zip(&rows.saved) {
         let i = row as usize;
         (rows.log_sum[i], rows.factor[i], rows.uniform[i]) = (log_sum, factor, uniform);
-        let g = rows.target[i];
+        let (g, c) = (rows.target[i], rows.cosine[i]);
         row_dots[i] += g * c;
         class_dot += g * c;
         cosines[i] = g * sigma;

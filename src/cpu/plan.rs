@@ -10,18 +10,25 @@ const FEWEST_ROWS: usize = 64;
 const TILE_ELEMENTS: usize = 1 << 19;
 /// Most classes in a tile.
 const MOST_TILE_CLASSES: usize = 512;
-/// Most lanes: what can run at the same time.
+/// Most lanes, and most parts of the rows: what can run at the same time.
 const MOST_LANES: usize = 32;
+/// Fewest rows of a part; and it has no fewer than there are classes, so that its X is no less than its dW.
+const FEWEST_PART_ROWS: usize = 256;
 /// Classes that make another lane worth its partial dX.
 const LANE_CLASSES: usize = 256;
 /// Multiply-adds below which a problem is not worth waking threads for.
 const SEQUENTIAL_WORK: usize = 1 << 20;
+/// What a class's norm takes, in elements of f32.
+const NORM_ELEMENTS: usize = 6;
+/// What a row of a block takes beside its vectors and cosines, in elements of f32.
+const ROW_ELEMENTS: usize = 32;
 /// What `gemm` packs its operands into, beside the workspace, is left this share of the budget.
 const PACKING_SHARE: usize = 6;
 
 /// Blocks of rows against ranges of classes; a range's classes dealt to lanes, a lane's worked off in tiles.
 ///
-/// Lanes may run at the same time. Each sums dX apart, and the sums are added in the lanes' order.
+/// Lanes may run at the same time. Each sums dX apart, and the sums are added in the lanes' order. Where the classes make few lanes and there are
+/// many rows, parts of the rows run at the same time instead, each with a block's memory and a dW of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Rows of a block
@@ -34,6 +41,10 @@ pub(super) struct Plan {
     pub tile: usize,
     /// Lanes of a whole range
     pub lanes: usize,
+    /// Rows of a part
+    pub part: usize,
+    /// Parts of the rows; where there are several, a range is all classes and one lane.
+    pub parts: usize,
 }
 
 impl Plan {
@@ -57,6 +68,9 @@ impl Plan {
             (c / LANE_CLASSES).clamp((c / 16).clamp(1, 4), MOST_LANES)
         };
         let whole = rows.saturating_mul(per_row(c));
+        if let Some(plan) = Self::of_parts(n, c, d, elements, tile, wanted) {
+            return plan;
+        }
         let (lanes, range);
         if whole.saturating_add(wanted.min(2) * per_lane) <= spare {
             // All classes at once, with as many lanes as the rest affords.
@@ -71,7 +85,33 @@ impl Plan {
         }
         let lane = range.div_ceil(lanes);
         let tile = lane.div_ceil(lane.div_ceil(tile));
-        Self { rows, range, lane, tile, lanes: range.div_ceil(lane) }
+        Self { rows, range, lane, tile, lanes: range.div_ceil(lane), part: n, parts: 1 }
+    }
+
+    /// Parts of the rows, where there are blocks enough, the classes make fewer lanes (`lanes`), and the workspace of `elements` has room.
+    fn of_parts(n: usize, c: usize, d: usize, elements: usize, tile: usize, lanes: usize) -> Option<Self> {
+        if n <= MOST_ROWS || lanes == MOST_LANES || n.saturating_mul(c).saturating_mul(d) < SEQUENTIAL_WORK {
+            return None;
+        }
+        // A part's dW, its classes' norms, a tile's copies and what its rows have of vectors and statistics.
+        let fixed = c.saturating_mul(d + NORM_ELEMENTS).saturating_add(2 * tile * d);
+        let per_row = c.saturating_add(5 * c.div_ceil(tile)).saturating_add(3 * d + ROW_ELEMENTS);
+        let least = FEWEST_ROWS.saturating_mul(per_row).saturating_add(fixed);
+        let parts = (n / FEWEST_PART_ROWS.max(c)).min(elements / least).min(MOST_LANES);
+        if parts < 2 * lanes {
+            return None;
+        }
+        let part = n.div_ceil(parts);
+        let fitting = ((elements / parts - fixed) / per_row).min(MOST_ROWS).min((BLOCK_ELEMENTS / d).max(FEWEST_ROWS));
+        let rows = part.div_ceil(part.div_ceil(fitting));
+        let tile = c.div_ceil(c.div_ceil(tile));
+        Some(Self { rows, range: c, lane: c, tile, lanes: 1, part, parts: n.div_ceil(part) })
+    }
+
+    /// Elements of the workspace that a part needs, its dW where there are several parts.
+    pub fn elements(&self, c: usize, d: usize) -> usize {
+        let weight = if self.parts > 1 { c * d } else { 0 };
+        self.rows * self.range + (2 + self.lanes) * self.rows * d + weight
     }
 }
 
@@ -97,7 +137,10 @@ mod tests {
                             assert!((plan.lanes - 1) * plan.lane < plan.range, "an idle lane: {label}");
                             assert!((1..=plan.lane).contains(&plan.tile), "{label}");
                             let copied = if copies { 2 * plan.lanes * plan.tile * d } else { 0 };
-                            let used = plan.rows * plan.range + (2 + plan.lanes) * plan.rows * d + copied;
+                            let used = plan.parts * (plan.elements(c, d) + copied);
+                            assert!(plan.parts * plan.part >= n && (plan.parts - 1) * plan.part < n, "{label}");
+                            assert!(plan.parts == 1 || (plan.range, plan.lanes) == (c, 1), "{label}");
+                            assert!(plan.rows <= plan.part, "{label}");
                             // What one row and one tile need is taken in any case.
                             let least = 4 * d + 3 * 16 * d + 64;
                             assert!(used * element <= budget.max(least * element), "{used} elements: {label}");
@@ -109,11 +152,26 @@ mod tests {
     }
 
     #[test]
+    fn many_rows_and_few_classes_are_parts() {
+        let plan = |n, c, d, budget| Plan::new(n, c, d, 4, budget, false);
+        for (n, c, d) in [(500_000, 2, 16), (500_000, 2, 128), (100_000, 1, 64), (100_000, 1000, 128)] {
+            assert_eq!(plan(n, c, d, 64 * MIB).parts, 32, "{n} {c} {d}");
+        }
+        assert_eq!(plan(8000, 1000, 256, 64 * MIB).parts, 8, "a part has as many rows as there are classes");
+        let of_blocks = plan(1500, 20, 150, MIB);
+        assert!(of_blocks.parts > 1 && of_blocks.rows < of_blocks.part, "{of_blocks:?}");
+        for (n, c, d) in [(1024, 2, 128), (5000, 8200, 64), (1025, 2, 1)] {
+            assert_eq!(plan(n, c, d, 64 * MIB).parts, 1, "{n} {c} {d}");
+        }
+        assert_eq!(plan(2000, 1500, 512, MIB).parts, 1, "a part's dW does not fit");
+    }
+
+    #[test]
     fn benchmark_sizes_are_one_block() {
         for (n, c, d) in [(64, 100, 64), (128, 1000, 512), (256, 1000, 2048), (256, 8142, 2048), (1024, 10000, 512)] {
             for copies in [false, true] {
                 let plan = Plan::new(n, c, d, 4, 64 * MIB, copies);
-                assert_eq!((plan.rows, plan.range), (n, c), "{plan:?}");
+                assert_eq!((plan.rows, plan.range, plan.parts), (n, c, 1), "{plan:?}");
                 assert_eq!(plan.lanes == 1, c == 100, "{plan:?}");
             }
         }

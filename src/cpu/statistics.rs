@@ -60,8 +60,6 @@ pub(super) struct Accumulated {
     pub total: Vec<f64>,
     best: Vec<f64>,
     pub best_class: Vec<u32>,
-    /// c_iy
-    pub target: Vec<f64>,
 }
 
 impl Accumulated {
@@ -72,7 +70,6 @@ impl Accumulated {
             total: vec![0.0; rows],
             best: vec![f64::NEG_INFINITY; rows],
             best_class: vec![0; rows],
-            target: vec![0.0; rows],
         }
     }
 
