@@ -86,6 +86,7 @@ __device__ inline double reduce_rows(const MarginLossCall &call, const RowState<
     if (threadIdx.x == 0) {
         for (int t = 1; t < THREADS; t++) first_bad = bad[t] < first_bad ? bad[t] : first_bad;
         *call.factor = factor;
+        if (call.margin_factor != nullptr) *static_cast<T *>(call.margin_factor) = T(factor);
         if (call.loss != nullptr) *static_cast<T *>(call.loss) = T(loss * factor);
         *call.bad_row = first_bad < double(call.n) ? static_cast<unsigned long long>(first_bad) + 1 : 0;
     }

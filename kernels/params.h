@@ -133,6 +133,7 @@ struct MarginLossCall {
     unsigned char *hard;      // (N)
     void *target_cosine;      // T (N)
     void *margin_slopes;      // T (N, 2): ∂ℓ/∂α and ∂ℓ/∂β, where there are row margins
+    void *margin_factor;      // T: the reduction's factor, beside them
     void *dx;                 // dX (N, D), contiguous, or null
     void *dw;                 // dW (C, D), contiguous, or null
     double gradient_scale;    // what both are multiplied by before they are rounded

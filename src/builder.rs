@@ -3,7 +3,7 @@
 use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
 use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
-use crate::options::{ClassWeights, LARGEST, OUT, Params, Path, Prior, Reduction};
+use crate::options::{ClassWeights, LARGEST, LabelCheck, OUT, Params, Path, Prior, Reduction};
 use crate::row_loss::RowLoss;
 
 /// The largest λ: ψ′ is in λ·A/2, and is to leave room in single precision.
@@ -30,7 +30,8 @@ pub struct MarginLossBuilder {
     path: Path,
     recompute_gradients: bool,
     workspace_bytes: Option<usize>,
-    check_labels: bool,
+    check_labels: LabelCheck,
+    keep_workspace: bool,
     streaming: bool,
 }
 
@@ -55,7 +56,8 @@ impl MarginLossBuilder {
             path: Path::Auto,
             recompute_gradients: false,
             workspace_bytes: None,
-            check_labels: true,
+            check_labels: LabelCheck::AtOnce,
+            keep_workspace: false,
             streaming: false,
         }
     }
@@ -180,13 +182,22 @@ impl MarginLossBuilder {
         self
     }
 
-    /// Whether a call on a CUDA device waits for the device to say that every label and sample weight is one, and gives an error where not.
-    /// Default true.
+    /// When a call on a CUDA device says that a label or a sample weight is none: [`LabelCheck`], or true for at once and false for never. Default true.
     ///
-    /// That is the one moment where a call waits for the device; without it a call can be captured into a CUDA graph. A label or sample weight that
-    /// cannot be never reaches memory in either case: its row's loss is NaN, and so is every gradient it reaches. On the CPU the check is always on.
-    pub fn check_labels(mut self, check: bool) -> Self {
-        self.check_labels = check;
+    /// At once is the one way in which a call waits for the device; only with false can a call be captured into a CUDA graph. A label or sample weight that
+    /// cannot be never reaches memory in any case: its row's loss is NaN, and so is every gradient it reaches. On the CPU the check is always on.
+    pub fn check_labels(mut self, check: impl Into<LabelCheck>) -> Self {
+        self.check_labels = check.into();
+        self
+    }
+
+    /// Whether a loss keeps its workspace on a CUDA device from one call to the next, one for each stream that it is used on and for each call that is
+    /// made there at the same time, until it is dropped. Default false: a call allocates its workspace and gives it back in the stream's order.
+    ///
+    /// It is as large as the largest call needed, rounded up to a power of two, and what was outgrown stays, too; together less than four times the
+    /// budget. A CUDA graph of a step then needs the loss as long as it is launched. On the CPU workspaces are always kept.
+    pub fn keep_workspace(mut self, keep: bool) -> Self {
+        self.keep_workspace = keep;
         self
     }
 
@@ -287,6 +298,7 @@ impl MarginLossBuilder {
             recompute_gradients: self.recompute_gradients,
             workspace_bytes: self.workspace_bytes.map(|bytes| bytes.max(1 << 20)),
             check_labels: self.check_labels,
+            keep_workspace: self.keep_workspace,
             streaming: self.streaming,
         })
     }

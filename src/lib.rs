@@ -36,6 +36,7 @@ mod output;
 mod problem;
 pub mod reference;
 mod row_loss;
+pub mod row_margins;
 mod schedule;
 
 pub use builder::MarginLossBuilder;
@@ -44,7 +45,9 @@ pub use counts::{ClassCounts, Group};
 pub use error::{Error, Result};
 pub use loss::MarginLoss;
 pub use margin::{AngleRange, InstanceGate, Margin, TargetGradient};
-pub use options::{ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, Path, Prior, Reduction};
+pub use options::{
+    ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, LabelCheck, Path, Prior, Reduction,
+};
 pub use output::{IGNORED, LossOutput};
 pub use problem::RowInputs;
 pub use row_loss::RowLoss;

@@ -265,6 +265,15 @@ impl MarginLoss {
         Ok(op::loss_and_grads_into(&problem, &self.kept, d_features, d_weight)?)
     }
 
+    /// Waits for the calls so far, and is the error of the first that had a bad label or sample weight and has not said so: with
+    /// [`LabelCheck::Later`](crate::LabelCheck::Later), at the end of an epoch or before a checkpoint. Otherwise there is none.
+    ///
+    /// # Errors
+    /// A label that is no class, or a sample weight that is none, of an earlier call; the device's.
+    pub fn check_calls(&self) -> Result<()> {
+        self.kept.check_calls(&self.params)
+    }
+
     /// The logits of evaluation, s·c (N, C): no margin, no prior.
     ///
     /// # Errors

@@ -17,8 +17,8 @@ use crate::cpu::{self, Pass, RowState};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::options::{Params, Path, Reduction};
-use crate::output::{IGNORED, LossOutput};
-use crate::problem::{Gradients, Problem, RowInputs, Targets, same_storage};
+use crate::output::{IGNORED, LossOutput, MarginSlopes};
+use crate::problem::{Gradients, OwnRowInputs, Problem, Targets, same_storage};
 
 /// What a loss keeps between calls, on every device that it is used on.
 #[derive(Default)]
@@ -26,6 +26,18 @@ pub(crate) struct Kept {
     workspace: cpu::WorkspacePool,
     #[cfg(feature = "cuda")]
     tables: cuda::TablePool,
+}
+
+impl Kept {
+    /// The error of the first call so far that had a bad label or sample weight and has not said so; waits for the devices.
+    pub fn check_calls(
+        &self,
+        #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] params: &Params,
+    ) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.tables.hear(params, true)?;
+        Ok(())
+    }
 }
 
 /// The loss, on the tape where X or W is.
@@ -38,19 +50,16 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
     let tracked = track_x || track_w;
     let at_once = tracked && params.reduction != Reduction::None && !params.recompute_gradients;
     let (dx, dw) = if at_once { wide_gradients(problem, track_x, track_w)? } else { (None, None) };
-    let Passed { mut output, states, margin_slopes } =
-        run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() })?;
-    let margins = margins_on_tape(problem, margin_slopes.as_ref())?;
-    let factor = margins.as_ref().map(|_| reduction_factor(problem, &states)).transpose()?;
+    let Passed { mut output, states, slopes } =
+        run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() }, tracked)?;
     if !tracked {
-        return add_margins(problem, output, margins, factor);
+        return add_margins(problem, output, slopes);
     }
     let rows = Arc::new(Rows {
         params: params.clone(),
         kept: kept.clone(),
         labels: problem.labels.detach(),
-        sample_weights: problem.rows.sample_weights.map(Tensor::detach),
-        margins: problem.rows.margins.map(Tensor::detach),
+        inputs: OwnRowInputs::of(problem.rows),
         states,
     });
     let node = |value: &Tensor, saved| problem.features.apply_op2(problem.weight, Node { value: value.clone(), saved });
@@ -60,54 +69,36 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
         _ if at_once => node(&output.loss, Saved::Reduced { dx, dw })?,
         _ => node(&output.loss, Saved::Recomputed(rows))?,
     };
-    add_margins(problem, output, margins, factor)
+    add_margins(problem, output, slopes)
 }
 
-/// Where row margins are tracked: Σ of a row's slopes times its margins less themselves, (N), which is 0 and carries the gradients of per-sample losses.
-fn margins_on_tape(problem: &Problem, slopes: Option<&Tensor>) -> Result<Option<Tensor>> {
-    let (Some(margins), Some(slopes)) = (problem.rows.margins, slopes) else { return Ok(None) };
-    if !margins.track_op() || problem.n == 0 {
-        return Ok(None);
-    }
-    let margins = margins.to_dtype(slopes.dtype())?;
-    Ok(Some((slopes * (&margins - margins.detach())?)?.sum(1)?))
-}
-
-/// A loss and its per-sample losses, with row margins on the tape as well.
-fn add_margins(
-    problem: &Problem,
-    mut output: LossOutput,
-    margins: Option<Tensor>,
-    factor: Option<Tensor>,
-) -> Result<LossOutput> {
-    if let (Some(margins), Some(factor)) = (margins, factor) {
-        output.per_sample = (output.per_sample + &margins)?;
+/// A loss and its per-sample losses, with row margins on the tape as well, where they are tracked.
+///
+/// Of every row its slopes times its margins less themselves: 0, which carries the gradient.
+fn add_margins(problem: &Problem, mut output: LossOutput, slopes: Option<MarginSlopes>) -> Result<LossOutput> {
+    let (Some(margins), Some(slopes)) = (problem.rows.margins, slopes) else { return Ok(output) };
+    if margins.track_op() && problem.n > 0 {
+        let rows = (&slopes.rows * zeros_on_tape(margins, slopes.rows.dtype())?)?.sum(1)?; // (N)
+        output.per_sample = (output.per_sample + &rows)?;
         output.loss = match problem.params().reduction {
             Reduction::None => output.per_sample.clone(),
-            _ => (output.loss + (margins.sum_all()? * factor)?)?,
+            _ => (output.loss + (rows.sum_all()? * slopes.factor)?)?,
         };
     }
     Ok(output)
 }
 
-/// What the reduction multiplies the rows' losses by, a scalar of the type of accumulation.
-fn reduction_factor(problem: &Problem, states: &States) -> Result<Tensor> {
-    match states {
-        States::Cpu { targets, .. } => {
-            let factor = Tensor::new(targets.reduction_factor(), problem.features.device())?;
-            Ok(factor.to_dtype(problem.accumulation_dtype())?)
-        }
-        #[cfg(feature = "cuda")]
-        States::Cuda(states) => Ok(states.factor(problem)?.to_dtype(problem.accumulation_dtype())?),
-    }
+/// `tensor` less itself, in `dtype`, with the gradient of `tensor`.
+fn zeros_on_tape(tensor: &Tensor, dtype: DType) -> candle_core::Result<Tensor> {
+    let tensor = tensor.to_dtype(dtype)?;
+    &tensor - tensor.detach()
 }
 
 /// A pass that gives gradients: the output, with the row margins' gradient of upstream·loss.
 fn with_gradients(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<LossOutput> {
-    let Passed { mut output, states, margin_slopes } = run(problem, kept, gradients)?;
-    if let Some(slopes) = margin_slopes {
-        output.margin_gradient =
-            Some((slopes.broadcast_mul(&reduction_factor(problem, &states)?)? * problem.upstream)?);
+    let Passed { mut output, slopes, .. } = run(problem, kept, gradients, false)?;
+    if let Some(slopes) = slopes {
+        output.margin_gradient = Some((slopes.rows.broadcast_mul(&slopes.factor)? * problem.upstream)?);
     }
     Ok(output)
 }
@@ -148,8 +139,7 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
         && margins.track_op()
         && problem.n > 0
     {
-        let margins = margins.to_dtype(gradient.dtype())?;
-        root = Some((gradient * (&margins - margins.detach())?)?.sum_all()?);
+        root = Some((gradient * zeros_on_tape(margins, gradient.dtype())?)?.sum_all()?);
     }
     if seeds.iter().any(Option::is_some) {
         let [dx, dw] = seeds;
@@ -297,25 +287,30 @@ fn wide_gradients(problem: &Problem, features: bool, weight: bool) -> Result<(Op
 struct Passed {
     output: LossOutput,
     states: States,
-    /// Where row margins were given: ∂ℓ_i/∂α_i and ∂ℓ_i/∂β_i, (N, 2), of the type of accumulation
-    margin_slopes: Option<Tensor>,
+    /// Where row margins were given
+    slopes: Option<MarginSlopes>,
 }
 
-/// The loss, and those gradients of its reduction that are wanted.
-fn run(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<Passed> {
+/// The loss, and those gradients of its reduction that are wanted; with `keep` the states that a backward pass is to find.
+fn run(
+    problem: &Problem,
+    kept: &Kept,
+    gradients: Gradients,
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] keep: bool,
+) -> Result<Passed> {
     match problem.features.device() {
         Device::Cpu => {
             let targets = problem.targets()?;
             let wanted = gradients.features.is_some() || gradients.weight.is_some();
             let pass = if wanted { Pass::LossAndGradients } else { Pass::Loss };
             let rows = cpu::run(problem, &kept.workspace, &targets, pass, gradients)?;
-            let (output, margin_slopes) = output(problem, &targets, &rows)?;
-            Ok(Passed { output, states: States::Cpu { rows, targets }, margin_slopes })
+            let (output, slopes) = output(problem, &targets, &rows)?;
+            Ok(Passed { output, states: States::Cpu { rows, targets }, slopes })
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
-            let (output, margin_slopes, states) = cuda::forward(problem, &kept.tables, gradients)?;
-            Ok(Passed { output, states: States::Cuda(states), margin_slopes })
+            let (output, slopes, states) = cuda::forward(problem, &kept.tables, gradients, keep)?;
+            Ok(Passed { output, states: States::Cuda(states), slopes })
         }
         device => Err(no_path(device)),
     }
@@ -361,7 +356,7 @@ fn no_path(device: &Device) -> Error {
 }
 
 /// What a call gives, and the row margins' slopes, from the states of the rows that count.
-fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<(LossOutput, Option<Tensor>)> {
+fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<(LossOutput, Option<MarginSlopes>)> {
     let (n, device, wide) = (problem.n, problem.features.device(), problem.accumulation_dtype());
     let mut per_sample = vec![0f64; n];
     let mut predicted = vec![IGNORED; n];
@@ -392,7 +387,13 @@ fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<(
         _ if wide == DType::F64 => Tensor::new(sum * targets.reduction_factor(), device)?,
         _ => Tensor::new((sum * targets.reduction_factor()) as f32, device)?,
     };
-    let slopes = slopes.map(|slopes| Ok::<_, Error>(tensor(slopes)?.reshape((n, 2))?)).transpose()?;
+    let slopes = match slopes {
+        None => None,
+        Some(slopes) => Some(MarginSlopes {
+            rows: tensor(slopes)?.reshape((n, 2))?,
+            factor: tensor(vec![targets.reduction_factor()])?.reshape(())?,
+        }),
+    };
     let output = LossOutput {
         loss,
         per_sample,
@@ -428,8 +429,7 @@ struct Rows {
     params: Arc<Params>,
     kept: Arc<Kept>,
     labels: Tensor,
-    sample_weights: Option<Tensor>,
-    margins: Option<Tensor>,
+    inputs: OwnRowInputs,
     states: States,
 }
 
@@ -441,8 +441,7 @@ impl Rows {
         upstream: &Tensor,
         reduced: bool,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let rows = RowInputs { sample_weights: self.sample_weights.as_ref(), margins: self.margins.as_ref() };
-        let problem = Problem::new(&self.params, features, weight, &self.labels, rows)?;
+        let problem = Problem::new(&self.params, features, weight, &self.labels, self.inputs.borrow())?;
         let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
         let (dx, dw) = (new(features)?, new(weight)?);
         let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
@@ -479,12 +478,16 @@ impl CustomOp2 for Node {
         _: &candle_core::CudaStorage,
         _: &Layout,
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
+        use candle_core::backend::{BackendDevice, BackendStorage};
         let (value, layout) = self.value.storage_and_layout();
         let Storage::Cuda(value) = &*value else {
             candle_core::bail!("a loss that is not on the device of its features")
         };
-        Ok((value.try_clone(layout)?, self.value.shape().clone()))
+        // `try_clone` would take all of a storage that several outputs share.
+        // SAFETY: the copy writes every element.
+        let mut copy = unsafe { value.device().alloc_uninit(self.value.shape(), value.dtype())? };
+        value.copy_strided_src(&mut copy, 0, layout)?;
+        Ok((copy, self.value.shape().clone()))
     }
 
     fn bwd(

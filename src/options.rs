@@ -69,6 +69,27 @@ pub enum Path {
     Composed,
 }
 
+/// When it is said that a label or a sample weight is none, where a CUDA device finds it. It never reaches memory: its row's loss is NaN, and so is every
+/// gradient that the row reaches. On the CPU the call is the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum LabelCheck {
+    /// At once: the call waits for the device, and is the error.
+    #[default]
+    AtOnce,
+    /// Later: no call waits. One of the next is the error instead of doing anything, as soon as the device has answered, or
+    /// [`MarginLoss::check_calls`](crate::MarginLoss::check_calls) is, which waits. The labels of a call are held until then.
+    Later,
+    /// Never.
+    Off,
+}
+
+impl From<bool> for LabelCheck {
+    /// At once, or never.
+    fn from(check: bool) -> Self {
+        if check { Self::AtOnce } else { Self::Off }
+    }
+}
+
 /// Default workspace of the CPU path: 64 MiB.
 pub const DEFAULT_WORKSPACE_BYTES: usize = 64 << 20;
 
@@ -110,9 +131,12 @@ pub(crate) struct Params {
     pub recompute_gradients: bool,
     /// None: the device's default
     pub workspace_bytes: Option<usize>,
-    /// On a CUDA device: wait for the check of labels and sample weights
+    /// On a CUDA device: when the check of labels and sample weights is heard of
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-    pub check_labels: bool,
+    pub check_labels: LabelCheck,
+    /// On a CUDA device: workspaces stay with the loss
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub keep_workspace: bool,
     /// On a CUDA device: never `fused_step`
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub streaming: bool,

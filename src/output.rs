@@ -21,6 +21,15 @@ pub struct LossOutput {
     pub margin_gradient: Option<Tensor>,
 }
 
+/// A pass's slopes by row margins.
+#[derive(Debug)]
+pub(crate) struct MarginSlopes {
+    /// ∂ℓ_i/∂α_i and ∂ℓ_i/∂β_i, (N, 2), of the type of accumulation
+    pub rows: Tensor,
+    /// What the reduction multiplies the rows' losses by, a scalar of the same type
+    pub factor: Tensor,
+}
+
 /// The predicted class of an ignored row in [`LossOutput::predicted`].
 pub const IGNORED: u32 = u32::MAX;
 

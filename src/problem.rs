@@ -48,6 +48,23 @@ impl<'a> From<Option<&'a Tensor>> for RowInputs<'a> {
     }
 }
 
+/// [`RowInputs`] of one's own, off the tape.
+#[derive(Debug)]
+pub(crate) struct OwnRowInputs {
+    sample_weights: Option<Tensor>,
+    margins: Option<Tensor>,
+}
+
+impl OwnRowInputs {
+    pub fn of(rows: RowInputs) -> Self {
+        Self { sample_weights: rows.sample_weights.map(Tensor::detach), margins: rows.margins.map(Tensor::detach) }
+    }
+
+    pub fn borrow(&self) -> RowInputs<'_> {
+        RowInputs { sample_weights: self.sample_weights.as_ref(), margins: self.margins.as_ref() }
+    }
+}
+
 /// A call's tensors, whose ranks, shapes, dtypes and devices fit each other.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem<'a> {
@@ -175,34 +192,41 @@ impl<'a> Problem<'a> {
     }
 
     fn bad_label(&self, row: usize, label: i64) -> Option<Error> {
-        if !(0..self.c as i64).contains(&label) {
-            return Some(Error::Label { row, label, classes: self.c, ignore_index: self.params.ignore_index });
-        }
-        self.params.is_out(label as usize).then(|| {
-            Error::Input(format!("label {label} of row {row} is a class that the prior takes out: its log prior is −∞"))
-        })
+        bad_label(self.params, row, label)
     }
+}
 
-    /// The error of a row whose label, sample weight or margin a device has found to be none.
-    #[cfg(feature = "cuda")]
-    pub fn bad_row(&self, row: usize) -> Result<Error> {
-        let label = self.labels.narrow(0, row, 1)?.to_dtype(DType::I64)?.to_vec1::<i64>()?[0];
-        if let Some(error) = self.bad_label(row, label) {
+fn bad_label(params: &Params, row: usize, label: i64) -> Option<Error> {
+    if !(0..params.classes as i64).contains(&label) {
+        return Some(Error::Label { row, label, classes: params.classes, ignore_index: params.ignore_index });
+    }
+    params.is_out(label as usize).then(|| {
+        Error::Input(format!("label {label} of row {row} is a class that the prior takes out: its log prior is −∞"))
+    })
+}
+
+/// The error of a row whose label, sample weight or margin a device has found to be none.
+#[cfg(feature = "cuda")]
+pub(crate) fn bad_row(params: &Params, labels: &Tensor, rows: RowInputs, row: usize) -> Result<Error> {
+    let label = labels.narrow(0, row, 1)?.to_dtype(DType::I64)?.to_vec1::<i64>()?[0];
+    if let Some(error) = bad_label(params, row, label) {
+        return Ok(error);
+    }
+    let of_row = |tensor: &Tensor| -> Result<Vec<f64>> {
+        Ok(tensor.narrow(0, row, 1)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?)
+    };
+    if let Some(weights) = rows.sample_weights
+        && let Some(error) = bad_sample_weight(row, of_row(weights)?[0])
+    {
+        return Ok(error);
+    }
+    if let Some(margins) = rows.margins {
+        let margins = of_row(margins)?;
+        if let Some(error) = bad_row_margin(row, margins[0], margins[1]) {
             return Ok(error);
         }
-        let of_row = |tensor: &Tensor| -> Result<Vec<f64>> {
-            Ok(tensor.narrow(0, row, 1)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?)
-        };
-        let mut error = None;
-        if let Some(weights) = self.rows.sample_weights {
-            error = bad_sample_weight(row, of_row(weights)?[0]);
-        }
-        if let (None, Some(margins)) = (&error, self.rows.margins) {
-            let margins = of_row(margins)?;
-            error = bad_row_margin(row, margins[0], margins[1]);
-        }
-        Ok(error.unwrap_or_else(|| Error::Input(format!("row {row} changed while its loss was computed"))))
     }
+    Ok(Error::Input(format!("row {row} had no such label, weight or margin, and has one now")))
 }
 
 fn bad_sample_weight(row: usize, weight: f64) -> Option<Error> {

@@ -28,13 +28,13 @@ pub enum RowLoss {
 impl RowLoss {
     /// F and F′ at δ.
     pub(crate) fn at(self, delta: f64) -> (f64, f64) {
-        let (nll, away) = (softplus(delta), sigmoid(delta)); // −ln p, 1 − p
+        let (nll, away) = softplus_and_sigmoid(delta); // −ln p, 1 − p
         match self {
             RowLoss::CrossEntropy => (nll, away),
             RowLoss::Focal { gamma } => {
-                let power = if gamma == 0.0 { 1.0 } else { (-gamma * softplus(-delta)).exp() }; // (1 − p)^γ
-                // Where 1 − p is 0 so is the loss: δ = −∞ of C = 1, whose p·ln p is not to be 0·∞.
-                (power * nll, power * (gamma * sigmoid(-delta) * nll + away))
+                let (nll_away, p) = softplus_and_sigmoid(-delta); // −ln(1 − p), p
+                let power = if gamma == 0.0 { 1.0 } else { (-gamma * nll_away).exp() }; // (1 − p)^γ, 0 at −∞
+                (power * nll, power * (gamma * p * nll + away))
             }
             RowLoss::Poly1 { epsilon } => (nll + epsilon * away, away * (1.0 + epsilon - epsilon * away)),
             RowLoss::Generalized { q } => {
@@ -45,26 +45,18 @@ impl RowLoss {
     }
 }
 
-/// ln(1 + e^x)
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
-}
-
-/// 1 / (1 + e^−x)
-fn sigmoid(x: f64) -> f64 {
-    if x >= 0.0 {
-        1.0 / (1.0 + (-x).exp())
-    } else {
-        let e = x.exp();
-        e / (1.0 + e)
-    }
+/// ln(1 + e^x), and 1 / (1 + e^−x)
+fn softplus_and_sigmoid(x: f64) -> (f64, f64) {
+    let e = (-x.abs()).exp();
+    let softplus = x.max(0.0) + e.ln_1p();
+    (softplus, if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    pub const LOSSES: [RowLoss; 9] = [
+    const LOSSES: [RowLoss; 9] = [
         RowLoss::CrossEntropy,
         RowLoss::Focal { gamma: 0.0 },
         RowLoss::Focal { gamma: 0.5 },
@@ -78,13 +70,13 @@ mod tests {
 
     #[test]
     fn softplus_and_sigmoid_keep_their_tails() {
-        assert_eq!(softplus(f64::NEG_INFINITY), 0.0);
-        assert_eq!(sigmoid(f64::NEG_INFINITY), 0.0);
-        assert!((softplus(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert!((sigmoid(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-12);
-        assert_eq!(softplus(1e4), 1e4);
-        assert_eq!(sigmoid(1e4), 1.0);
-        assert!(softplus(f64::NAN).is_nan() && sigmoid(f64::NAN).is_nan());
+        let of = softplus_and_sigmoid;
+        assert_eq!(of(f64::NEG_INFINITY), (0.0, 0.0));
+        let (softplus, sigmoid) = of(-40.0);
+        assert!((softplus / (-40f64).exp() - 1.0).abs() < 1e-12);
+        assert!((sigmoid / (-40f64).exp() - 1.0).abs() < 1e-12);
+        assert_eq!(of(1e4), (1e4, 1.0));
+        assert!(of(f64::NAN).0.is_nan() && of(f64::NAN).1.is_nan());
     }
 
     /// The formulas as their papers write them, of p.
@@ -113,7 +105,7 @@ mod tests {
                 let (value, slope) = loss.at(delta);
                 let mut size = slope.abs().max(value.abs());
                 if matches!(loss, RowLoss::Poly1 { .. }) {
-                    size = size.max(sigmoid(delta)); // its two terms, which at ε = −1 all but cancel
+                    size = size.max(softplus_and_sigmoid(delta).1); // its two terms, which at ε = −1 all but cancel
                 }
                 assert!((numeric - slope).abs() <= 1e-8 * size.max(1e-300), "{loss:?} {delta}: {numeric} {slope}");
             }

@@ -49,6 +49,9 @@ fn peak_memory_is_the_budget() -> Result<()> {
         (64, 1_000_000, 4, DType::F32),
         (20_000, 5000, 16, DType::F16),
         (3000, 3000, 300, DType::F64),
+        (200_000, 2, 32, DType::F32),
+        (200_000, 2, 32, DType::BF16),
+        (20_000, 600, 64, DType::F32),
     ] {
         let Setup { x, w, y } = setup(n, c, d, dtype)?;
         for (budget, reduction) in

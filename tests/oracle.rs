@@ -48,6 +48,10 @@ fn every_way_to_cut_a_problem() -> Result<()> {
             (300, 600, 33, 1),
             (1100, 70, 24, DEFAULT_WORKSPACE_BYTES),
             (90, 4000, 150, 1),
+            // Parts of the rows, of one block and of several; and as many rows as one part has.
+            (3000, 33, 24, DEFAULT_WORKSPACE_BYTES),
+            (1500, 20, 150, 1),
+            (1030, 3, 400, 1),
         ]
     };
     for (n, c, d, budget) in sizes {
@@ -144,7 +148,7 @@ fn property(n: usize, c: usize, d: usize, index: usize, seed: u64, weighted: boo
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if common::on_cuda() { 100 } else { 400 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if common::emulated() { 100 } else { 400 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_shape_option_and_type(

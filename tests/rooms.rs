@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// `src`, from the bottom up: a room imports from those before it alone.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "error",
     "counts",
     "margin",
@@ -20,6 +20,7 @@ const ROOMS: [&str; 19] = [
     "op",
     "loss",
     "classifier",
+    "row_margins",
     "schedule",
     "reference",
     "companions",

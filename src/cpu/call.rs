@@ -1,8 +1,8 @@
 //! A call's inputs, how it is cut, and how its pieces are dealt to threads: what every step reads.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
+use super::instructions::Instructions;
 use super::numeric::{Element, Real};
 use super::plan::{Operands, Plan};
 use super::view::Rows;
@@ -22,7 +22,7 @@ pub(super) struct Call<'a, X: Element, W> {
     pub w: Rows<'a, W>,
     pub operands: Operands,
     pub plan: Plan,
-    pub arch: Arch,
+    pub arch: Instructions,
     /// Whether e^z neither overflows in a sum over the classes nor is flushed to 0, whatever the cosines: |c| ≤ 1 bounds every logit.
     pub bounded: bool,
 }
@@ -62,7 +62,7 @@ where
         let largest = params.scale + (c as f64).ln(); // the largest b_j is 0
         let smallest = params.log_prior.iter().fold(0.0, |least: f64, &b| least.min(b)) - params.scale;
         let bounded = largest.max(-smallest) < -X::Acc::LOWEST - 3.0;
-        Self { params, targets, n, c, d, x, w, operands, plan, arch: Arch::new(), bounded }
+        Self { params, targets, n, c, d, x, w, operands, plan, arch: Instructions::new(), bounded }
     }
 
     /// Does each piece of work, side by side where the problem is worth waking threads for.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::call::Call;
 use super::engine::{Engine, LaneTile, WeightSink};
 use super::gradient::RowConstants;
@@ -9,6 +11,12 @@ use super::load::{Block, PIECE};
 use super::norm::Norm;
 use super::numeric::{Element, Real};
 use super::vector;
+
+/// Where dX goes: rows of it, from a row of the batch on.
+pub(super) struct FeatureSink<'s, E> {
+    pub dx: &'s mut [E],
+    pub first: usize,
+}
 
 /// A lane's share of a range.
 struct Lane<'l, T, E: Element> {
@@ -63,7 +71,7 @@ where
                 .zip(lane.sink.split(tile_classes * d));
             for (t, ((cosines, norms), sink)) in tiles.enumerate() {
                 let start = lane.start + t * tile_classes;
-                let tile = LaneTile {
+                let mut tile = LaneTile {
                     classes: start..start + norms.len(),
                     cosines,
                     norms,
@@ -74,7 +82,7 @@ where
                 };
                 self.arch.dispatch(
                     #[inline(always)]
-                    || P::contract(self, block, tile, &mut constants, &mut scratch),
+                    || P::contract(self, block, &mut tile, &mut constants, &mut scratch),
                 );
             }
         });
@@ -83,7 +91,7 @@ where
     /// Step 5: dX of a block from the lanes' sums and dots.
     pub fn write_features<P: Engine<X, W>, E: Element<Acc = X::Acc>>(
         &self,
-        dx: &mut [E],
+        sink: &mut FeatureSink<E>,
         sums: &[X::Acc],
         row_dots: &[X::Acc],
         block: &Block<X::Acc>,
@@ -92,7 +100,7 @@ where
         let lane_len = self.plan.rows * d;
         let (first, last) = (block.rows[0].row, block.rows[rows - 1].row);
         let mut wanted = block.rows.iter().enumerate().peekable();
-        let mut outs: Vec<(usize, &mut [E])> = dx[first * d..(last + 1) * d]
+        let mut outs: Vec<(usize, &mut [E])> = sink.dx[(first - sink.first) * d..(last + 1 - sink.first) * d]
             .chunks_exact_mut(d)
             .zip(first..)
             .filter_map(|(out, n)| wanted.next_if(|(_, target)| target.row == n).map(|(i, _)| (i, out)))
@@ -102,7 +110,7 @@ where
                 #[inline(always)]
                 || {
                     let mut scratch = Vec::new();
-                    for (i, out) in outs {
+                    for (i, out) in outs.iter_mut() {
                         let norm = block.norms[*i];
                         let mut dot = X::Acc::ZERO;
                         if norm.projects {
@@ -126,6 +134,23 @@ where
                     }
                 },
             )
+        });
+    }
+
+    /// dW of parts of the rows, (parts, C, D), added in their order.
+    pub fn add_parts<E: Element<Acc = X::Acc>>(&self, weights: &mut [X::Acc], dw: &mut [E]) {
+        let (sum, others) = weights.split_at_mut(self.c * self.d);
+        let piece = PIECE * self.d;
+        sum.par_chunks_mut(piece).zip(dw.par_chunks_mut(piece)).enumerate().for_each(|(i, (sum, dw))| {
+            self.arch.dispatch(
+                #[inline(always)]
+                || {
+                    for other in others.chunks_exact(self.c * self.d) {
+                        vector::add(sum, &other[i * piece..][..sum.len()]);
+                    }
+                    E::narrow_slice(sum, dw);
+                },
+            );
         });
     }
 }

@@ -14,7 +14,7 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    /// Cosines of a block against a range of classes, and their statistics where they are asked for.
+    /// Cosines of a block against a range of classes; their statistics, and into `targets` (R) the rows' c_iy, where they are asked for.
     pub fn cosines<P: Engine<X, W>>(
         &self,
         block: &Block<X::Acc>,
@@ -22,21 +22,27 @@ where
         cosines: &mut [X::Acc],
         norms: &mut [Option<Norm>],
         accumulated: Option<&mut Accumulated>,
+        targets: Option<&mut [f64]>,
     ) {
         struct Lane<'l, T> {
             start: usize,
             cosines: &'l mut [T],
             norms: &'l mut [Option<Norm>],
             partials: Vec<Partial<T>>,
+            /// (row of the block, c_iy)
+            targets: Vec<(u32, f64)>,
         }
         let (rows, width) = (block.rows.len(), self.plan.lane);
         let cosines = &mut cosines[..rows * range.len()];
-        let want = accumulated.is_some();
+        let (want, want_targets) = (accumulated.is_some(), targets.is_some());
         let mut lanes: Vec<Lane<X::Acc>> = cosines
             .chunks_mut(width * rows)
             .zip(norms[range.clone()].chunks_mut(width))
             .enumerate()
-            .map(|(l, (cosines, norms))| Lane { start: range.start + l * width, cosines, norms, partials: Vec::new() })
+            .map(|(l, (cosines, norms))| {
+                let start = range.start + l * width;
+                Lane { start, cosines, norms, partials: Vec::new(), targets: Vec::new() }
+            })
             .collect();
         let lanes_mut: Vec<&mut Lane<X::Acc>> = lanes.iter_mut().collect();
         self.each(lanes_mut, |lane| {
@@ -49,12 +55,19 @@ where
                 self.arch.dispatch(
                     #[inline(always)]
                     || {
-                        P::products(self, block, classes.clone(), norms, &mut scratch, cosines);
+                        let targets = want_targets.then_some(&mut lane.targets);
+                        P::products(self, block, classes.clone(), norms, &mut scratch, cosines, targets);
                         if want {
-                            lane.partials.push(self.statistics(cosines, block, classes, norms));
+                            lane.partials.push(self.statistics(cosines, block, classes.clone(), norms));
                         } else {
                             for (row, norm) in cosines.chunks_exact_mut(rows).zip(norms.iter()) {
                                 to_cosines(row, sigma(norm.expect("set with the tile")));
+                            }
+                        }
+                        if want_targets && X::Acc::IS_F64 {
+                            for &(class, row) in block.targets_in(&classes) {
+                                let cosine = cosines[(class as usize - start) * rows + row as usize];
+                                lane.targets.push((row, cosine.f64()));
                             }
                         }
                     },
@@ -65,10 +78,10 @@ where
             for partial in lanes.iter_mut().flat_map(|lane| &mut lane.partials) {
                 accumulated.fold(&partial.view(rows));
             }
-            for &(class, row) in block.targets_in(&range) {
-                let j = class as usize - range.start;
-                let cosine = lanes[j / width].cosines[j % width * rows + row as usize];
-                accumulated.target[row as usize] = cosine.f64();
+        }
+        if let Some(targets) = targets {
+            for &(row, cosine) in lanes.iter().flat_map(|lane| &lane.targets) {
+                targets[row as usize] = cosine;
             }
         }
     }

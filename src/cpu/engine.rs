@@ -22,7 +22,8 @@ pub(super) trait Engine<X: Element, W: Element<Acc = X::Acc>> {
     /// Step 1: a block's rows as right operands, in `memory`, of what [`operands`](Self::operands) says.
     fn load<'b>(call: &Call<X, W>, rows: &'b [TargetRow], memory: &'b mut [X::Acc]) -> Block<'b, X::Acc>;
 
-    /// Step 2: a tile's products, W·X̂ᵀ (classes, R), which σ makes cosines; and its norms.
+    /// Step 2: a tile's products, W·X̂ᵀ (classes, R), which σ makes cosines; its norms; and, but for f64, the (row of the block, c_iy) of its
+    /// targets where they are asked for.
     fn products(
         call: &Call<X, W>,
         block: &Block<X::Acc>,
@@ -30,13 +31,14 @@ pub(super) trait Engine<X: Element, W: Element<Acc = X::Acc>> {
         norms: &mut [Option<Norm>],
         scratch: &mut Self::Scratch,
         out: &mut [X::Acc],
+        targets: Option<&mut Vec<(u32, f64)>>,
     );
 
     /// Step 4, of a tile: cosines to g, g with W into dX, g with X into dW.
     fn contract<E: Element<Acc = X::Acc>>(
         call: &Call<X, W>,
         block: &Block<X::Acc>,
-        tile: LaneTile<X::Acc, E>,
+        tile: &mut LaneTile<X::Acc, E>,
         constants: &mut RowConstants<X::Acc>,
         scratch: &mut Self::Scratch,
     );
@@ -76,6 +78,11 @@ pub(super) enum WeightSink<'s, E: Element> {
 }
 
 impl<'s, E: Element> WeightSink<'s, E> {
+    /// What is there, and nothing instead.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, WeightSink::None)
+    }
+
     pub fn split(self, size: usize) -> Box<dyn Iterator<Item = WeightSink<'s, E>> + 's> {
         match self {
             WeightSink::None => Box::new(std::iter::repeat_with(|| WeightSink::None)),

@@ -7,7 +7,7 @@ use crate::margin::RowMargin;
 use crate::problem::TargetRow;
 
 /// What is known of a row that is not ignored: its loss, and enough for its gradient.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RowState {
     /// ℓ, weighted
     pub loss: f64,
@@ -32,14 +32,14 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    /// The states of a block's rows, once all classes are folded.
-    pub fn finish(&self, all: &Accumulated, rows: &[TargetRow]) -> impl Iterator<Item = RowState> {
+    /// The states of a block's rows from their targets' cosines (R), once all classes are folded.
+    pub fn finish(&self, all: &Accumulated, targets: &[f64], rows: &[TargetRow]) -> impl Iterator<Item = RowState> {
         let params = self.params;
         let alpha = params.label_smoothing;
         let prior_sum: f64 = if alpha > 0.0 { params.log_prior.iter().sum() } else { 0.0 };
         rows.iter().enumerate().map(move |(i, target)| {
             let y = target.class as usize;
-            let (cosine, predicted) = (all.target[i], all.best_class[i]);
+            let (cosine, predicted) = (targets[i], all.best_class[i]);
             let hard = predicted != target.class; // eq. (9)
             let own = RowMargin {
                 angular: params.angular[y],

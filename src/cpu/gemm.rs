@@ -10,6 +10,7 @@ use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
 use super::plan::Operands;
 use super::product::{Matrix, product};
+use super::statistics::exact_cosine;
 use super::vector;
 use crate::problem::TargetRow;
 
@@ -45,30 +46,45 @@ where
         norms: &mut [Option<Norm>],
         scratch: &mut Self::Scratch,
         out: &mut [X::Acc],
+        targets: Option<&mut Vec<(u32, f64)>>,
     ) {
-        let rows = block.rows.len();
-        let tile = call.tile(classes, norms, &mut scratch.tile);
-        product(out, false, tile.rows, Matrix::of_rows(block.unit_t, call.d, rows, rows));
+        let (d, rows) = (call.d, block.rows.len());
+        let tile = call.tile(classes.clone(), norms, &mut scratch.tile);
+        product(out, false, tile.rows, Matrix::of_rows(block.unit_t, d, rows, rows));
+        if let Some(targets) = targets
+            && !X::Acc::IS_F64
+        {
+            for &(class, row) in block.targets_in(&classes) {
+                let (j, i) = (class as usize - classes.start, row as usize);
+                let norm = norms[j].expect("set with the tile");
+                // x̂ has been divided by its length; one that is shorter than 1e-12, by that.
+                let cosine = exact_cosine(
+                    (&block.unit[i * d..][..d], block.norms[i].projects, 1.0),
+                    (tile.row(j, d), norm.projects, norm.inverse),
+                );
+                targets.push((row, cosine));
+            }
+        }
     }
 
     #[inline(always)]
     fn contract<E: Element<Acc = X::Acc>>(
         call: &Call<X, W>,
         block: &Block<X::Acc>,
-        tile: LaneTile<X::Acc, E>,
+        tile: &mut LaneTile<X::Acc, E>,
         constants: &mut RowConstants<X::Acc>,
         scratch: &mut Self::Scratch,
     ) {
         let LaneTile { classes, cosines, norms, row_dots, sum, accumulate, sink } = tile;
         let rows = block.rows.len();
         let class_dots = call.gradient(cosines, row_dots, block, classes.clone(), norms, constants);
-        let tile = call.tile(classes, norms, &mut scratch.tile);
+        let tile = call.tile(classes.clone(), norms, &mut scratch.tile);
         if let Some(sum) = sum {
             let g = Matrix::of_rows(cosines, norms.len(), rows, rows).transposed(); // (R, classes)
-            product(sum, accumulate, g, tile.rows);
+            product(sum, *accumulate, g, tile.rows);
         }
         let unit = Matrix::of_rows(block.unit, rows, call.d, call.d); // (R, D)
-        write_weight(sink, cosines, &tile, norms, unit, &class_dots, &mut scratch.weight);
+        write_weight(sink.take(), cosines, &tile, norms, unit, &class_dots, &mut scratch.weight);
     }
 
     #[inline(always)]

@@ -19,10 +19,12 @@ pub(super) struct RowConstants<T> {
     pub uniform: Vec<T>,
     /// g_iy
     pub target: Vec<T>,
-    /// What all of these are divided by: 1, or the rows' norms ([`Block::scales`])
+    /// c_iy, as exact as it is known
+    cosine: Vec<T>,
+    /// What factor, uniform and target are divided by: 1, or the rows' norms ([`Block::scales`])
     pub lengths: Vec<T>,
-    /// (c, log_sum, factor, uniform) of the rows whose target is the class at hand
-    saved: Vec<(T, T, T, T)>,
+    /// (log_sum, factor, uniform) of the rows whose target is the class at hand
+    saved: Vec<(T, T, T)>,
 }
 
 impl<X, W> Call<'_, X, W>
@@ -46,6 +48,7 @@ where
             factor: empty(),
             uniform: empty(),
             target: empty(),
+            cosine: empty(),
             lengths: empty(),
             saved: Vec::new(),
         };
@@ -60,6 +63,7 @@ where
             let rounding = (log_sum.f64() - state.log_sum).min(80.0).exp();
             out.factor.push(X::Acc::of(coefficient * state.slope * rounding));
             out.uniform.push(X::Acc::of(coefficient * alpha / classes));
+            out.cosine.push(X::Acc::of(state.cosine));
             out.target.push(X::Acc::of(coefficient * state.dpsi * (alpha * (1.0 - 1.0 / classes) - state.slope)));
             out.lengths.push(X::Acc::of(1.0 / scale));
         }
@@ -91,11 +95,11 @@ where
 impl<T: Real> RowConstants<T> {
     /// Makes g of the class at hand 0 in the rows whose target it is, whatever z is: exp(z − ∞) = 0.
     #[inline(always)]
-    pub fn hide(&mut self, cosines: &[T], targets: &[(u32, u32)]) {
+    pub fn hide(&mut self, targets: &[(u32, u32)]) {
         self.saved.clear();
         for &(_, row) in targets {
             let i = row as usize;
-            self.saved.push((cosines[i], self.log_sum[i], self.factor[i], self.uniform[i]));
+            self.saved.push((self.log_sum[i], self.factor[i], self.uniform[i]));
             (self.log_sum[i], self.factor[i], self.uniform[i]) = (T::INFINITY, T::ZERO, T::ZERO);
         }
     }
@@ -103,10 +107,10 @@ impl<T: Real> RowConstants<T> {
     /// Puts back what [`hide`](Self::hide) took away; gives each of the rows with its cosine, its g_iy and its length.
     #[inline(always)]
     pub fn show(&mut self, targets: &[(u32, u32)], mut target: impl FnMut(usize, T, T, T)) {
-        for (&(_, row), &(c, log_sum, factor, uniform)) in targets.iter().zip(&self.saved) {
+        for (&(_, row), &(log_sum, factor, uniform)) in targets.iter().zip(&self.saved) {
             let i = row as usize;
             (self.log_sum[i], self.factor[i], self.uniform[i]) = (log_sum, factor, uniform);
-            target(i, c, self.target[i], self.lengths[i]);
+            target(i, self.cosine[i], self.target[i], self.lengths[i]);
         }
     }
 }
@@ -121,7 +125,7 @@ fn gradients<T: Real>(
     rows: &mut RowConstants<T>,
     row_dots: &mut [T],
 ) -> T {
-    rows.hide(cosines, targets);
+    rows.hide(targets);
     let n = cosines.len();
     let (log_sum, factor, uniform) = (&rows.log_sum[..n], &rows.factor[..n], &rows.uniform[..n]);
     let row_dots = &mut row_dots[..n];

@@ -6,10 +6,11 @@ use super::call::Call;
 use super::norm::{Norm, normalize};
 use super::numeric::{Element, Real};
 use super::product::Matrix;
+use super::vector::{LANES, load, store};
 use crate::problem::TargetRow;
 
 /// Rows handed out together where rows are independent.
-pub(super) const PIECE: usize = 16;
+pub(super) const PIECE: usize = LANES;
 
 /// A block of rows, made ready.
 pub(super) struct Block<'b, T> {
@@ -26,10 +27,15 @@ pub(super) struct Block<'b, T> {
 }
 
 impl<'b, T> Block<'b, T> {
-    pub fn new(rows: &'b [TargetRow], unit: &'b [T], unit_t: &'b [T], scales: Vec<T>, norms: Vec<Norm>) -> Self {
-        let mut by_class: Vec<_> = rows.iter().enumerate().map(|(i, target)| (target.class, i as u32)).collect();
-        by_class.sort_unstable();
-        Self { rows, unit, unit_t, scales, norms, by_class }
+    pub fn new(
+        rows: &'b [TargetRow],
+        classes: usize,
+        unit: &'b [T],
+        unit_t: &'b [T],
+        scales: Vec<T>,
+        norms: Vec<Norm>,
+    ) -> Self {
+        Self { rows, unit, unit_t, scales, norms, by_class: by_class(rows, classes) }
     }
 
     /// The rows whose targets are in `classes`, by class.
@@ -47,6 +53,29 @@ pub(super) fn take_class<'t>(targets: &mut &'t [(u32, u32)], class: u32) -> &'t 
     let (taken, rest) = targets.split_at(count);
     *targets = rest;
     taken
+}
+
+/// (class, row of the block) of rows, sorted.
+fn by_class(rows: &[TargetRow], classes: usize) -> Vec<(u32, u32)> {
+    let pairs = rows.iter().zip(0..).map(|(target, row)| (target.class, row));
+    if classes > rows.len() {
+        let mut pairs: Vec<_> = pairs.collect();
+        pairs.sort_unstable();
+        return pairs;
+    }
+    // By counting: the places of a class begin where those of the classes before it end.
+    let mut places = vec![0; classes + 1];
+    rows.iter().for_each(|target| places[target.class as usize + 1] += 1);
+    for class in 0..classes {
+        places[class + 1] += places[class];
+    }
+    let mut sorted = vec![(0, 0); rows.len()];
+    for pair in pairs {
+        let place = &mut places[pair.0 as usize];
+        sorted[*place] = pair;
+        *place += 1;
+    }
+    sorted
 }
 
 /// A tile of W as the products take it: Ŵ_j = σ_j · row j.
@@ -80,7 +109,7 @@ where
             self.arch.dispatch(
                 #[inline(always)]
                 || {
-                    for ((target, unit), norm) in rows.iter().zip(unit.chunks_exact_mut(d)).zip(norms) {
+                    for ((target, unit), norm) in rows.iter().zip(unit.chunks_exact_mut(d)).zip(norms.iter_mut()) {
                         self.x.widen_row(target.row, unit);
                         *norm = Norm::of(unit);
                         normalize(unit, *norm);
@@ -88,14 +117,23 @@ where
                 },
             );
         });
+        // By squares: a column's elements are a power of two of bytes apart at many sizes, and would all be in the same few lines of the cache.
         self.each(unit_t.chunks_mut(PIECE * count).enumerate().collect(), |(piece, unit_t)| {
-            for (i, row) in unit.chunks_exact(d).enumerate() {
-                for (column, &value) in unit_t.chunks_exact_mut(count).zip(&row[piece * PIECE..]) {
-                    column[i] = value;
+            for (start, rows) in (0..).step_by(PIECE).zip(unit.chunks(PIECE * d)) {
+                let mut square = [[X::Acc::ZERO; PIECE]; PIECE];
+                for (values, row) in square.iter_mut().zip(rows.chunks_exact(d)) {
+                    *values = load(&row[piece * PIECE..]);
+                }
+                for (k, column) in unit_t.chunks_exact_mut(count).enumerate() {
+                    let mut values = [X::Acc::ZERO; PIECE];
+                    for (value, row) in values.iter_mut().zip(&square) {
+                        *value = row[k];
+                    }
+                    store(&mut column[start..], values);
                 }
             }
         });
-        Block::new(rows, unit, unit_t, Vec::new(), norms)
+        Block::new(rows, self.c, unit, unit_t, Vec::new(), norms)
     }
 
     /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.

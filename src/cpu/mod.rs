@@ -10,6 +10,9 @@
 //!    is at hand.
 //! 5. `write_features`: the lanes' sums of dX added in their order, minus its projection.
 //!
+//! Where there are many rows and too few classes for lanes, several parts of the rows do this side by side, each with a dW of its own; these are
+//! added in the parts' order.
+//!
 //! What multiplies, and in what layout, is an engine's ([`Engine`]): X̂ and h above are `Gemm`'s; `Pairs` has X, and g over both norms.
 //!
 //! How a problem is cut ([`Plan`]) depends on its sizes alone, and every sum has a fixed order: the bits do not depend on the threads.
@@ -21,6 +24,7 @@ mod engine;
 mod finish;
 mod gemm;
 mod gradient;
+mod instructions;
 mod load;
 mod norm;
 mod numeric;
@@ -38,6 +42,7 @@ use std::ops::Range;
 use candle_core::DType::{BF16, F16, F32, F64};
 use candle_core::Storage;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 pub(crate) use finish::RowState;
 pub(crate) use scale::scale_gradients;
@@ -45,8 +50,9 @@ pub(crate) use view::new_gradient;
 pub(crate) use workspace::WorkspacePool;
 
 use crate::error::{Error, Result};
-use crate::problem::{Gradients, Problem, Targets};
+use crate::problem::{Gradients, Problem, TargetRow, Targets};
 use call::Call;
+use contract::FeatureSink;
 use engine::{Engine, WeightSink};
 use gemm::Gemm;
 use load::Block;
@@ -80,7 +86,7 @@ pub(crate) fn run(
         (F32, F32) => typed::<f32, f32, Gemm>(problem, workspace, targets, pass, out),
         (F16, F16) => typed::<f16, f16, Gemm>(problem, workspace, targets, pass, out),
         (F16, F32) => typed::<f16, f32, Gemm>(problem, workspace, targets, pass, out),
-        (BF16, BF16) if pairs::available() => typed::<bf16, bf16, Pairs>(problem, workspace, targets, pass, out),
+        (BF16, BF16) if Pairs::available() => typed::<bf16, bf16, Pairs>(problem, workspace, targets, pass, out),
         (BF16, BF16) => typed::<bf16, bf16, Gemm>(problem, workspace, targets, pass, out),
         (BF16, F32) => typed::<bf16, f32, Gemm>(problem, workspace, targets, pass, out),
         (x, w) => Err(Error::Input(format!("features X are {} and weight W is {}", x.as_str(), w.as_str()))),
@@ -160,29 +166,98 @@ where
             return Ok(Vec::new());
         }
 
-        workspace.with(plan.elements(self.operands, d), |buffer: &mut [X::Acc]| {
-            let (cosines, buffer) = buffer.split_at_mut(plan.rows * plan.range);
-            let (unit, sums) = buffer.split_at_mut(self.operands.block(plan.rows, d));
-            let mut memory = Memory { cosines, unit, sums, norms: vec![None; self.c] };
+        let empty = RowState::default();
+        let mut states = if matches!(pass, Pass::Gradients { .. }) { Vec::new() } else { vec![empty; all.len()] };
+        workspace.with(plan.parts * plan.elements(self.operands, self.c, d), |buffer: &mut [X::Acc]| {
+            let dx = dx.map(|dx| FeatureSink { dx, first: 0 });
+            if plan.parts > 1 {
+                return self.by_parts::<P, _, _>(buffer, pass, &mut states, dx, dw);
+            }
+            let mut memory = self.memory(buffer);
             // dW of a half type is rounded once: its sum over several blocks of rows is for a second sweep, with sums of its own.
             let second_sweep = all.len() > plan.rows && DW::as_acc(&[]).is_none();
             let (dw, late_dw) = if second_sweep { (None, dw) } else { (dw, None) };
-            let states = self.by_blocks::<P, _, _>(&mut memory, pass, dx, dw)?;
+            self.by_blocks::<P, _, _>(all, &mut memory, pass, &mut states, dx, dw)?;
             if let Some(dw) = late_dw {
                 self.weight_by_ranges::<P, _>(&mut memory, pass, &states, dw);
             }
-            Ok(states)
-        })
+            Ok(())
+        })?;
+        Ok(states)
+    }
+
+    fn memory<'m>(&self, buffer: &'m mut [X::Acc]) -> Memory<'m, X::Acc> {
+        let (d, plan) = (self.d, self.plan);
+        let (cosines, buffer) = buffer.split_at_mut(plan.rows * plan.range);
+        let (unit, sums) = buffer.split_at_mut(self.operands.block(plan.rows, d));
+        Memory { cosines, unit, sums, norms: vec![None; self.c] }
+    }
+
+    /// Parts of the rows side by side, each by its blocks.
+    fn by_parts<P, DX, DW>(
+        &self,
+        buffer: &mut [X::Acc],
+        pass: Pass,
+        states: &mut [RowState],
+        mut dx: Option<FeatureSink<DX>>,
+        dw: Option<&mut [DW]>,
+    ) -> Result<()>
+    where
+        P: Engine<X, W>,
+        DX: Element<Acc = X::Acc>,
+        DW: Element<Acc = X::Acc>,
+    {
+        let (d, plan) = (self.d, self.plan);
+        let (all, weight_len) = (&self.targets.rows, self.c * d);
+        let (weights, buffer) = buffer.split_at_mut(plan.parts * weight_len);
+        let wanted = dw.is_some();
+        let mut states = if states.is_empty() { None } else { Some(states.chunks_mut(plan.part)) };
+        let parts = all.chunks(plan.part).zip(weights.chunks_mut(weight_len));
+        let parts = parts.zip(buffer.chunks_mut(plan.elements(self.operands, self.c, d) - weight_len)).enumerate();
+        let parts: Vec<_> = parts
+            .map(|(part, ((rows, weight), buffer))| {
+                let pass = match pass {
+                    Pass::Gradients { states, upstream } => {
+                        Pass::Gradients { states: &states[part * plan.part..], upstream }
+                    }
+                    other => other,
+                };
+                let states = states.as_mut().and_then(|states| states.next()).unwrap_or_default();
+                // dX from this part's first row to the next part's.
+                let dx = dx.take().map(|sink| match all.get((part + 1) * plan.part) {
+                    Some(next) => {
+                        let (own, rest) = sink.dx.split_at_mut((next.row - sink.first) * d);
+                        dx = Some(FeatureSink { dx: rest, first: next.row });
+                        FeatureSink { dx: own, first: sink.first }
+                    }
+                    None => sink,
+                });
+                (rows, weight, buffer, pass, states, dx)
+            })
+            .collect();
+        let results: Vec<Result<()>> = parts
+            .into_par_iter()
+            .map(|(rows, weight, buffer, pass, states, dx)| {
+                self.by_blocks::<P, _, _>(rows, &mut self.memory(buffer), pass, states, dx, wanted.then_some(weight))
+            })
+            .collect();
+        results.into_iter().collect::<Result<()>>()?;
+        if let Some(dw) = dw {
+            self.add_parts(weights, dw);
+        }
+        Ok(())
     }
 
     /// Blocks of rows, each against all classes: the rows' states, dX, and dW unless it is None.
     fn by_blocks<P, DX, DW>(
         &self,
+        all: &[TargetRow],
         memory: &mut Memory<X::Acc>,
         pass: Pass,
-        mut dx: Option<&mut [DX]>,
+        new_states: &mut [RowState],
+        mut dx: Option<FeatureSink<DX>>,
         mut dw: Option<&mut [DW]>,
-    ) -> Result<Vec<RowState>>
+    ) -> Result<()>
     where
         P: Engine<X, W>,
         DX: Element<Acc = X::Acc>,
@@ -190,32 +265,37 @@ where
     {
         let (d, plan) = (self.d, self.plan);
         let Memory { cosines, unit, sums, norms } = memory;
-        let mut states = Vec::with_capacity(self.targets.rows.len());
-        let several = self.targets.rows.len() > plan.rows;
-        for (index, rows) in self.targets.rows.chunks(plan.rows).enumerate() {
+        let several = all.len() > plan.rows;
+        for (index, rows) in all.chunks(plan.rows).enumerate() {
             let block = P::load(self, rows, unit);
             let mut made = false; // whether the cosines of all classes are there
+            let of_block = index * plan.rows;
+            let mut targets = vec![0.0; rows.len()];
             if !matches!(pass, Pass::Gradients { .. }) {
                 let mut accumulated = Accumulated::new(rows.len());
                 for range in ranges(self.c, plan.range) {
-                    self.cosines::<P>(&block, range, cosines, norms, Some(&mut accumulated));
+                    self.cosines::<P>(&block, range, cosines, norms, Some(&mut accumulated), Some(&mut targets));
                 }
-                states.extend(self.finish(&accumulated, rows));
+                new_states[of_block..]
+                    .iter_mut()
+                    .zip(self.finish(&accumulated, &targets, rows))
+                    .for_each(|(to, state)| *to = state);
                 made = plan.range == self.c;
             }
             let (states, upstream) = match pass {
                 Pass::Loss => continue,
-                Pass::LossAndGradients => (&states[..], None),
-                Pass::Gradients { states, upstream } => (states, Some(upstream)),
+                Pass::LossAndGradients => (&new_states[of_block..], None),
+                Pass::Gradients { states, upstream } => (&states[of_block..], Some(upstream)),
             };
-            let constants = self.constants(&block, &states[index * plan.rows..], upstream);
+            let constants = self.constants(&block, states, upstream);
             let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
             for range in ranges(self.c, plan.range) {
                 if !made {
-                    self.cosines::<P>(&block, range.clone(), cosines, norms, None);
-                }
-                if matches!(pass, Pass::Gradients { .. }) {
-                    self.check_unchanged(cosines, &block, &range, &states[index * plan.rows..])?;
+                    let check = matches!(pass, Pass::Gradients { .. });
+                    self.cosines::<P>(&block, range.clone(), cosines, norms, None, check.then_some(&mut targets));
+                    if check {
+                        self.check_unchanged(&targets, &block, &range, states)?;
+                    }
                 }
                 let sink = match dw.as_deref_mut().map(|dw| &mut dw[range.start * d..range.end * d]) {
                     None => WeightSink::None,
@@ -231,20 +311,20 @@ where
                 self.write_features::<P, _>(dx, sums, &row_dots, &block);
             }
         }
-        Ok(states)
+        Ok(())
     }
 
     /// A backward pass is to see the X and W of its forward pass: the targets' cosines are then the same to the bit.
     fn check_unchanged(
         &self,
-        cosines: &[X::Acc],
+        targets: &[f64],
         block: &Block<X::Acc>,
         range: &Range<usize>,
         states: &[RowState],
     ) -> Result<()> {
         for &(class, row) in block.targets_in(range) {
-            let (row, class) = (row as usize, class as usize);
-            let cosine = cosines[(class - range.start) * block.rows.len() + row].f64();
+            let row = row as usize;
+            let cosine = targets[row];
             if cosine.to_bits() != states[row].cosine.to_bits() && !cosine.is_nan() {
                 return Err(Error::Input(format!(
                     "X or W changed between forward and backward: the cosine of row {} to class {class} was {}, it is {cosine}",
@@ -274,7 +354,7 @@ where
             for (index, rows) in self.targets.rows.chunks(plan.rows).enumerate() {
                 let block = P::load(self, rows, unit);
                 let constants = self.constants(&block, &states[index * plan.rows..], upstream);
-                self.cosines::<P>(&block, range.clone(), cosines, norms, None);
+                self.cosines::<P>(&block, range.clone(), cosines, norms, None, None);
                 let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
                 let sink = WeightSink::<DW>::Sum(sums, index > 0);
                 self.contract::<P, _>(None, sink, &mut row_dots, cosines, &block, range.clone(), norms, &constants);

@@ -21,6 +21,7 @@ pub(super) trait Real:
     const ONE: Self;
     const NEG_INFINITY: Self;
     const INFINITY: Self;
+    const IS_F64: bool;
     /// e^x is 0 below it.
     const LOWEST: f64;
     /// √ε, the floor of sin θ
@@ -69,6 +70,7 @@ macro_rules! real {
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $real::NEG_INFINITY;
             const INFINITY: Self = $real::INFINITY;
+            const IS_F64: bool = size_of::<$real>() == size_of::<f64>();
             const LOWEST: f64 = $lowest;
             const SIN_FLOOR: f64 = $sin_floor;
             const SAFE_SQUARES: std::ops::Range<f64> = $safe;

@@ -10,12 +10,18 @@ const FEWEST_ROWS: usize = 64;
 const TILE_ELEMENTS: usize = 1 << 19;
 /// Most classes in a tile.
 const MOST_TILE_CLASSES: usize = 512;
-/// Most lanes: what can run at the same time.
+/// Most lanes, and most parts of the rows: what can run at the same time.
 const MOST_LANES: usize = 32;
+/// Fewest rows of a part; and it has no fewer than there are classes, so that its X is no less than its dW.
+const FEWEST_PART_ROWS: usize = 256;
 /// Classes that make another lane worth its partial dX.
 const LANE_CLASSES: usize = 256;
 /// Multiply-adds below which a problem is not worth waking threads for.
 const SEQUENTIAL_WORK: usize = 1 << 20;
+/// What a class's norm takes, in elements of f32.
+const NORM_ELEMENTS: usize = 6;
+/// What a row of a block takes beside its vectors and cosines, in elements of f32.
+const ROW_ELEMENTS: usize = 32;
 /// What `gemm` packs its operands into, beside the workspace, is left this share of the budget.
 const PACKING_SHARE: usize = 6;
 
@@ -57,6 +63,19 @@ impl Operands {
         }
     }
 
+    /// Of a part with one lane: what its rows do not change, and what a row takes.
+    fn fixed(self, classes: usize, d: usize) -> usize {
+        let padding = if self == Self::Pairs { 16 * (d + 1) } else { 0 };
+        self.tile(0, classes, d) + padding
+    }
+
+    fn per_row(self, classes: usize, d: usize) -> usize {
+        match self {
+            Self::Own | Self::Widened => 3 * d,
+            Self::Pairs => 3 * d + classes.div_ceil(2) + 24,
+        }
+    }
+
     /// Most classes of a tile, and most of its elements.
     fn largest_tile(self) -> (usize, usize) {
         match self {
@@ -74,7 +93,8 @@ fn pair_elements(columns: usize, k: usize) -> usize {
 
 /// Blocks of rows against ranges of classes; a range's classes dealt to lanes, a lane's worked off in tiles.
 ///
-/// Lanes may run at the same time. Each sums dX apart, and the sums are added in the lanes' order.
+/// Lanes may run at the same time. Each sums dX apart, and the sums are added in the lanes' order. Where the classes make few lanes and there are
+/// many rows, parts of the rows run at the same time instead, each with a block's memory and a dW of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Rows of a block
@@ -87,6 +107,10 @@ pub(super) struct Plan {
     pub tile: usize,
     /// Lanes of a whole range
     pub lanes: usize,
+    /// Rows of a part
+    pub part: usize,
+    /// Parts of the rows; where there are several, a range is all classes and one lane.
+    pub parts: usize,
 }
 
 impl Plan {
@@ -110,6 +134,9 @@ impl Plan {
             (c / LANE_CLASSES).clamp((c / 16).clamp(1, 4), MOST_LANES)
         };
         let whole = rows.saturating_mul(per_row(c));
+        if let Some(plan) = Self::of_parts(n, c, d, elements, tile, wanted, operands) {
+            return plan;
+        }
         let (lanes, range);
         if whole.saturating_add(wanted.min(2) * per_lane) <= spare {
             // All classes at once, with as many lanes as the rest affords.
@@ -124,12 +151,41 @@ impl Plan {
         }
         let lane = range.div_ceil(lanes);
         let tile = lane.div_ceil(lane.div_ceil(tile));
-        Self { rows, range, lane, tile, lanes: range.div_ceil(lane) }
+        Self { rows, range, lane, tile, lanes: range.div_ceil(lane), part: n, parts: 1 }
     }
 
-    /// Elements of the workspace: cosines, right operands and the lanes' dX.
-    pub fn elements(&self, operands: Operands, d: usize) -> usize {
-        self.rows * self.range + operands.block(self.rows, d) + self.lanes * self.rows * d
+    /// Parts of the rows, where there are blocks enough, the classes make fewer lanes (`lanes`), and the workspace of `elements` has room.
+    fn of_parts(
+        n: usize,
+        c: usize,
+        d: usize,
+        elements: usize,
+        tile: usize,
+        lanes: usize,
+        operands: Operands,
+    ) -> Option<Self> {
+        if n <= MOST_ROWS || lanes == MOST_LANES || n.saturating_mul(c).saturating_mul(d) < SEQUENTIAL_WORK {
+            return None;
+        }
+        // A part's dW, its classes' norms, a tile's copies and what its rows have of vectors and statistics.
+        let fixed = c.saturating_mul(d + NORM_ELEMENTS).saturating_add(operands.fixed(tile, d));
+        let per_row = c.saturating_add(5 * c.div_ceil(tile)).saturating_add(operands.per_row(tile, d) + ROW_ELEMENTS);
+        let least = FEWEST_ROWS.saturating_mul(per_row).saturating_add(fixed);
+        let parts = (n / FEWEST_PART_ROWS.max(c)).min(elements / least).min(MOST_LANES);
+        if parts < 2 * lanes {
+            return None;
+        }
+        let part = n.div_ceil(parts);
+        let fitting = ((elements / parts - fixed) / per_row).min(MOST_ROWS).min((BLOCK_ELEMENTS / d).max(FEWEST_ROWS));
+        let rows = part.div_ceil(part.div_ceil(fitting));
+        let tile = c.div_ceil(c.div_ceil(tile));
+        Some(Self { rows, range: c, lane: c, tile, lanes: 1, part, parts: n.div_ceil(part) })
+    }
+
+    /// Elements of the workspace that a part needs: cosines, right operands, the lanes' dX, and its dW where there are several parts.
+    pub fn elements(&self, operands: Operands, c: usize, d: usize) -> usize {
+        let weight = if self.parts > 1 { c * d } else { 0 };
+        self.rows * self.range + operands.block(self.rows, d) + self.lanes * self.rows * d + weight
     }
 }
 
@@ -156,7 +212,10 @@ mod tests {
                             assert!((1..=plan.lane).contains(&plan.tile), "{label}");
                             let copied = plan.lanes * operands.tile(plan.rows, plan.tile, d);
                             let copied = copied + operands.block_copies(plan.rows, d);
-                            let used = plan.elements(operands, d) + copied;
+                            let used = plan.parts * (plan.elements(operands, c, d) + copied);
+                            assert!(plan.parts * plan.part >= n && (plan.parts - 1) * plan.part < n, "{label}");
+                            assert!(plan.parts == 1 || (plan.range, plan.lanes) == (c, 1), "{label}");
+                            assert!(plan.rows <= plan.part, "{label}");
                             // What one row and one tile need is taken in any case.
                             let least = 4 * d + 3 * 16 * d + 64 + 16 * d;
                             assert!(used * element <= budget.max(least * element), "{used} elements: {label}");
@@ -168,11 +227,26 @@ mod tests {
     }
 
     #[test]
+    fn many_rows_and_few_classes_are_parts() {
+        let plan = |n, c, d, budget| Plan::new(n, c, d, 4, budget, Operands::Own);
+        for (n, c, d) in [(500_000, 2, 16), (500_000, 2, 128), (100_000, 1, 64), (100_000, 1000, 128)] {
+            assert_eq!(plan(n, c, d, 64 * MIB).parts, 32, "{n} {c} {d}");
+        }
+        assert_eq!(plan(8000, 1000, 256, 64 * MIB).parts, 8, "a part has as many rows as there are classes");
+        let of_blocks = plan(1500, 20, 150, MIB);
+        assert!(of_blocks.parts > 1 && of_blocks.rows < of_blocks.part, "{of_blocks:?}");
+        for (n, c, d) in [(1024, 2, 128), (5000, 8200, 64), (1025, 2, 1)] {
+            assert_eq!(plan(n, c, d, 64 * MIB).parts, 1, "{n} {c} {d}");
+        }
+        assert_eq!(plan(2000, 1500, 512, MIB).parts, 1, "a part's dW does not fit");
+    }
+
+    #[test]
     fn benchmark_sizes_are_one_block() {
         for (n, c, d) in [(64, 100, 64), (128, 1000, 512), (256, 1000, 2048), (256, 8142, 2048), (1024, 10000, 512)] {
             for operands in [Operands::Own, Operands::Widened, Operands::Pairs] {
                 let plan = Plan::new(n, c, d, 4, 64 * MIB, operands);
-                assert_eq!((plan.rows, plan.range), (n, c), "{plan:?}");
+                assert_eq!((plan.rows, plan.range, plan.parts), (n, c, 1), "{plan:?}");
                 assert_eq!(plan.lanes == 1, c == 100, "{plan:?}");
             }
         }

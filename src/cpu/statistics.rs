@@ -60,8 +60,6 @@ pub(super) struct Accumulated {
     pub total: Vec<f64>,
     best: Vec<f64>,
     pub best_class: Vec<u32>,
-    /// c_iy
-    pub target: Vec<f64>,
 }
 
 impl Accumulated {
@@ -72,7 +70,6 @@ impl Accumulated {
             total: vec![0.0; rows],
             best: vec![f64::NEG_INFINITY; rows],
             best_class: vec![0; rows],
-            target: vec![0.0; rows],
         }
     }
 
@@ -149,6 +146,16 @@ pub(super) fn cosine<T: Real>(product: T, sigma: T) -> T {
     let c = product * sigma;
     let c = if c > high { high } else { c };
     if c < low { low } else { c }
+}
+
+/// A target's cosine in f64: ψ′ takes an error of it by 1/θ², so that f32's is all of dX at small angles. Of each side the row, whether it is divided by
+/// its own length, and what it is multiplied by if not.
+#[inline(always)]
+pub(super) fn exact_cosine<T: Real>(x: (&[T], bool, f64), w: (&[T], bool, f64)) -> f64 {
+    let (xx, ww, xw) = vector::dots(x.0, w.0);
+    let x_inverse = if x.1 { 1.0 / xx.sqrt() } else { x.2 };
+    let w_inverse = if w.1 { 1.0 / ww.sqrt() } else { w.2 };
+    cosine(xw * x_inverse, w_inverse)
 }
 
 /// Of one class, into `max` (R). `targets` are the rows whose target is this class.

@@ -108,3 +108,34 @@ pub(super) fn sum_of_squares<T: Real>(values: &[T]) -> T {
     let add = |a, b| zip(a, b, |a, b| a + b);
     sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])))
 }
+
+/// Σ a², Σ b² and Σ a·b, in f64
+#[inline(always)]
+pub(super) fn dots<T: Real>(a: &[T], b: &[T]) -> (f64, f64, f64) {
+    let (mut aa, mut bb, mut ab) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    let ((whole_a, rest_a), (whole_b, rest_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in whole_a.iter().zip(whole_b) {
+        dots_of_lanes(a, b, &mut aa, &mut bb, &mut ab);
+    }
+    if !rest_a.is_empty() {
+        dots_of_lanes(&load(rest_a), &load(rest_b), &mut aa, &mut bb, &mut ab);
+    }
+    (sum(aa), sum(bb), sum(ab))
+}
+
+/// [`dots`] of LANES elements, added.
+#[inline(always)]
+fn dots_of_lanes<T: Real>(
+    a: &[T; LANES],
+    b: &[T; LANES],
+    aa: &mut [f64; LANES],
+    bb: &mut [f64; LANES],
+    ab: &mut [f64; LANES],
+) {
+    for l in 0..LANES {
+        let (a, b) = (a[l].f64(), b[l].f64());
+        aa[l] = a.mul_add(a, aa[l]);
+        bb[l] = b.mul_add(b, bb[l]);
+        ab[l] = a.mul_add(b, ab[l]);
+    }
+}

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use candle_core::{CudaDevice, DType, Tensor};
-use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
+use candle_core::cuda_backend::WrapErr;
+use candle_core::{DType, Tensor};
+use cudarc::driver::{CudaStream, result};
 
-use super::device::limits;
+use super::device::{Kernels, check_capture};
 use super::kind::{Accumulator, Kind, sizes};
 use super::memory::{by_rows, pointer};
 use super::params::{self, MarginLossCall, MarginLossChunk};
 use super::plan::{Chunk, Limits, Sizes, align};
+use super::states::StatesLayout;
 use super::tables::TablePool;
+use super::workspace::{Memory, WorkspacePool};
 use crate::error::Result;
 use crate::options::DEFAULT_CUDA_WORKSPACE_BYTES;
 use crate::problem::{Gradients, Problem};
@@ -18,8 +21,8 @@ use crate::problem::{Gradients, Problem};
 /// A call on its device: what plans are made from, and the arguments of its kernels.
 pub(super) struct Call<'a> {
     pub problem: &'a Problem<'a>,
-    pub device: &'a CudaDevice,
     pub stream: &'a Arc<CudaStream>,
+    pub kernels: &'a Kernels,
     pub kind: Kind,
     pub sizes: Sizes,
     pub limits: Limits,
@@ -29,9 +32,52 @@ pub(super) struct Call<'a> {
     pub budget: usize,
     /// Sizes, options and inputs are set; the rest is null until a launcher sets it.
     pub arguments: MarginLossCall,
+    /// Where the rows' states lie that nothing keeps: at the workspace's beginning
+    pub states: Option<StatesLayout>,
+    /// Bytes that any workspace of this call has: where it does not grow, states stay where they are
+    pub least_workspace: usize,
+    workspaces: Option<&'a WorkspacePool>,
+    memory: Option<Memory>,
 }
 
 impl Call<'_> {
+    /// The address of a workspace for what is launched next: `counters` of u32, which are 0, and behind them `bytes`, which are unspecified. It
+    /// is the same memory each time, or where that is too small another.
+    pub fn workspace(&mut self, counters: usize, bytes: usize) -> Result<u64> {
+        let states = self.states.map_or(0, |states| align(states.end));
+        let wanted = states + (align(4 * counters) + bytes).max(self.least_workspace);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let base = match &self.memory {
+            Some(memory) if memory.bytes >= wanted => memory.address,
+            _ => {
+                self.release();
+                let memory = match self.workspaces {
+                    Some(pool) => pool.lend(self.stream, wanted)?,
+                    None => Memory::new(self.stream, wanted)?,
+                };
+                self.memory.insert(memory).address
+            }
+        };
+        if let Some(states) = self.states {
+            states.point_at(base, &mut self.arguments);
+        }
+        let base = base + states as u64;
+        if counters > 0 {
+            // SAFETY: so many bytes are the workspace's, and nothing else that is in the stream has them.
+            unsafe { result::memset_d8_async(base, 0, 4 * counters, self.stream.cu_stream()) }.w()?;
+        }
+        Ok(base)
+    }
+
+    /// Gives the workspace back: all that has it is in the stream.
+    fn release(&mut self) {
+        if let (Some(memory), Some(pool)) = (self.memory.take(), self.workspaces) {
+            pool.give_back(memory);
+        }
+    }
+
     /// Sets the addresses of the gradients `out`.
     pub fn set_gradients(&mut self, dx: u64, dw: u64, out: Gradients) {
         (self.arguments.dx, self.arguments.dw) = (dx as _, dw as _);
@@ -39,26 +85,28 @@ impl Call<'_> {
     }
 }
 
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
 /// Lends `work` a call.
 pub(super) fn with_call<R>(
     problem: &Problem,
-    tables: &TablePool,
+    pool: &TablePool,
     work: impl FnOnce(&mut Call) -> Result<R>,
 ) -> Result<R> {
     let device = problem.features.device().as_cuda_device()?;
     let stream = device.cuda_stream();
-    let tables = tables.on(device, problem.params())?;
-    let ((angular, _a), (additive, _b)) = (tables.angular.device_ptr(&stream), tables.additive.device_ptr(&stream));
-    let (one, _one) = tables.one.device_ptr(&stream);
-    let (prior, weights) = (
-        tables.prior.as_ref().map(|prior| prior.device_ptr(&stream)),
-        tables.weights.as_ref().map(|weights| weights.device_ptr(&stream)),
-    );
-    let address = |table: &Option<(u64, SyncOnDrop)>| table.as_ref().map_or(0, |(address, _)| *address);
+    // Another device's context may be this thread's.
+    stream.context().bind_to_thread().w()?;
+    check_capture(&stream, false)?;
+    let tables = pool.on(device, problem.params())?;
     let sin_floor = if problem.accumulation_dtype() == DType::F64 { f64::SIN_FLOOR } else { f32::SIN_FLOOR };
     let mut options = params::options(problem.params(), sin_floor);
-    (options.angular, options.additive) = (angular as _, additive as _);
-    (options.prior, options.weights) = (address(&prior) as _, address(&weights) as _);
+    (options.angular, options.additive) = (tables.angular as _, tables.additive as _);
+    (options.prior, options.weights) = (tables.prior.unwrap_or(0) as _, tables.weights.unwrap_or(0) as _);
 
     // Rows may lie anywhere, their elements side by side.
     let (x, w) = (by_rows(problem.features)?, by_rows(problem.weight)?);
@@ -98,11 +146,25 @@ pub(super) fn with_call<R>(
         row_margin_type: type_of(problem.rows.margins),
         ..Default::default()
     };
-    let limits = limits(&stream)?;
+    let limits = tables.kernels.limits;
     let budget = problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES);
     let kind = Kind::of(problem, &limits, budget);
     let sizes = sizes(problem, kind);
-    work(&mut Call { problem, device, stream: &stream, kind, sizes, limits, one, budget, arguments })
+    work(&mut Call {
+        problem,
+        stream: &stream,
+        kernels: &tables.kernels,
+        kind,
+        sizes,
+        limits,
+        one: tables.one,
+        budget,
+        arguments,
+        states: None,
+        least_workspace: 0,
+        workspaces: problem.params().keep_workspace.then_some(&pool.workspaces),
+        memory: None,
+    })
 }
 
 fn type_of(tensor: Option<&Tensor>) -> i32 {

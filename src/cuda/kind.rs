@@ -32,14 +32,14 @@ impl Accumulator for f64 {
 }
 
 /// How a problem's products are made: `OnFma`, `OnTf32` and `OnTensorCores` in kind.cuh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Kind {
     pub x: DType,
     pub w: DType,
     pub by: Products,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Products {
     Fma,
     Tf32,

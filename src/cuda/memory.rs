@@ -1,11 +1,11 @@
-//! Addresses of tensors, to read and to write, and small pieces of device memory.
+//! Addresses of tensors, to read and to write.
 
 use std::cell::RefCell;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaDType, CudaStorage, CudaStorageSlice};
-use candle_core::{CpuStorage, CudaDevice, DType, InplaceOp1, Layout, Storage, Tensor};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 use half::{bf16, f16};
 
 use crate::error::{Error, Result};
@@ -15,11 +15,6 @@ use crate::problem::{Gradients, same_storage};
 pub(super) fn by_rows(matrix: &Tensor) -> Result<Tensor> {
     let (columns, step) = (matrix.dims()[1], matrix.stride()[1]);
     Ok(if step == 1 || columns == 1 { matrix.clone() } else { matrix.contiguous()? })
-}
-
-/// Counters of the blocks that have come to something.
-pub(super) fn counters(device: &CudaDevice, count: usize) -> Result<Option<CudaSlice<u32>>> {
-    Ok((count > 0).then(|| device.alloc_zeros(count)).transpose()?)
 }
 
 /// The address of a tensor's first element, to be read while the guard lives.

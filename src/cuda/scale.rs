@@ -4,15 +4,12 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::{DType, Tensor};
 use cudarc::driver::PushKernelArg;
 
-use super::device::{Module, config, limits};
+use super::device::Kernels;
 use super::kind::{Kind, Products};
 use super::memory::{pointer, with_gradients};
 use super::plan::THREADS;
 use crate::error::Result;
 use crate::problem::Gradients;
-
-const MODULE: Module =
-    Module { name: "candle_margin_loss_scale", ptx: include_str!(concat!(env!("OUT_DIR"), "/scale.ptx")) };
 
 /// dX and dW, as far as they are there, contiguous and in the type of accumulation, by `upstream`, a scalar of that type that stays on the device:
 /// rounded once, to the dtypes given beside them.
@@ -40,17 +37,18 @@ pub(crate) fn scale_gradients(
     let (by, by_layout) = upstream.storage_and_layout();
     let (by, _by) = pointer(&by, by_layout, &stream)?;
 
-    let function = MODULE.function(device, "scale_gradients", Kind { x, w, by: Products::Fma })?;
-    let blocks = x_count.max(w_count).div_ceil(8 * THREADS as usize).min(16 * limits(&stream)?.multiprocessors);
+    let kernels = Kernels::of(&stream)?;
+    let kernel = kernels.get("scale_gradients", Kind { x, w, by: Products::Fma })?;
+    let blocks = x_count.max(w_count).div_ceil(8 * THREADS as usize).min(16 * kernels.limits.multiprocessors);
     let out =
         Gradients { features: to_dx.as_ref().filter(|_| x_count > 0), weight: to_dw.as_ref().filter(|_| w_count > 0) };
     with_gradients(out, &stream, |to_x, to_w| {
         let (x_count, w_count) = (x_count as i64, w_count as i64);
-        let mut builder = stream.launch_builder(&function);
+        let mut builder = stream.launch_builder(&kernel.function);
         builder.arg(&to_x).arg(&from_x).arg(&x_count).arg(&to_w).arg(&from_w).arg(&w_count).arg(&by);
         // SAFETY: `to_x` is `x_count` elements of X's type, `to_w` `w_count` of W's, and `from_x`, `from_w` and `by`, one element, are of their type
         // of accumulation.
-        unsafe { builder.launch(config(blocks)?) }.w()?;
+        unsafe { builder.launch(kernel.config(blocks, 0)?) }.w()?;
         Ok(())
     })?;
     Ok((to_dx, to_dw))

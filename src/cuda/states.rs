@@ -1,58 +1,40 @@
 //! What a forward pass leaves for a backward pass.
 
-use candle_core::cuda_backend::CudaStorage;
-use candle_core::op::BackpropOp;
-use candle_core::{DType, Storage, Tensor};
-use cudarc::driver::CudaSlice;
+use candle_core::DType;
 
 use super::kind::Accumulator;
 use super::params::MarginLossCall;
 use super::plan::align;
-use crate::error::Result;
+use super::workspace::Memory;
 use crate::problem::Problem;
 
 /// What a forward pass leaves for a backward pass of other upstream gradients: the rows' states, the classes' norms, the reduction's factor.
+/// None where they were not to be kept, or one block that made a whole step kept them on chip.
 #[derive(Debug)]
-pub(crate) struct States {
-    pub(super) memory: CudaSlice<u8>,
-    /// Whether the rows' states and the norms are in it: one block that made a whole step kept them on chip.
-    pub(super) complete: bool,
-}
-
-impl States {
-    /// What the reduction multiplies by, a scalar of f64.
-    pub fn factor(&self, problem: &Problem) -> Result<Tensor> {
-        let device = problem.features.device().as_cuda_device()?;
-        let layout = StatesLayout::of(problem);
-        let mut factor = device.alloc_zeros::<f64>(1)?;
-        // SAFETY: eight bytes that the forward pass writes as one f64, at a multiple of eight.
-        let of_states = unsafe { self.memory.slice(layout.factor..layout.factor + 8).transmute::<f64>(1) };
-        device.memcpy_dtod(&of_states.expect("eight bytes are an f64"), &mut factor)?;
-        let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(factor, device.clone()));
-        Ok(Tensor::from_storage(storage, (), BackpropOp::none(), false))
-    }
-}
+pub(crate) struct States(pub(super) Option<Memory>);
 
 /// Where the parts of [`States`] begin, in bytes.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct StatesLayout {
     class_norms: usize,
     factor: usize,
-    pub bad_row: usize,
+    bad_row: usize,
     pub end: usize,
 }
 
 impl StatesLayout {
+    fn new<T: Accumulator>(n: usize, c: usize) -> Self {
+        let class_norms = align(n * T::ROW_STATE);
+        let factor = class_norms + align(c * T::NORM);
+        Self { class_norms, factor, bad_row: factor + 8, end: factor + 16 }
+    }
+
+    /// By a problem's type of accumulation.
     pub fn of(problem: &Problem) -> Self {
         match problem.accumulation_dtype() {
             DType::F64 => Self::new::<f64>(problem.n, problem.c),
             _ => Self::new::<f32>(problem.n, problem.c),
         }
-    }
-
-    pub fn new<T: Accumulator>(n: usize, c: usize) -> Self {
-        let class_norms = align(n * T::ROW_STATE);
-        let factor = class_norms + align(c * T::NORM);
-        Self { class_norms, factor, bad_row: factor + 8, end: factor + 16 }
     }
 
     /// Sets a call's addresses of states that begin at `base`.

@@ -19,21 +19,28 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use pulp::bytemuck::cast_slice;
 
-pub(super) use kernel::available;
-
 use super::call::{Call, Logit};
 use super::engine::{Engine, LaneTile, WeightSink};
 use super::gradient::RowConstants;
+use super::instructions::Instructions;
 use super::load::{Block, PIECE, take_class};
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, to_bf16};
 use super::plan::Operands;
+use super::statistics::exact_cosine;
 use super::vector::{LANES, load, map, store, subtract_scaled, sum, zip};
 use crate::problem::TargetRow;
 use kernel::{Left, Store, product};
 use pack::{Panels, across, along, packed_len};
 
 pub(super) struct Pairs;
+
+impl Pairs {
+    /// Whether this machine has the instructions, and the sweeps are to use such.
+    pub fn available() -> bool {
+        Instructions::new().are_wide() && kernel::available()
+    }
+}
 
 /// What a lane's tiles are laid out in.
 #[derive(Default)]
@@ -48,6 +55,8 @@ pub(super) struct Scratch {
     weight: Vec<f32>,
     /// A row of X or W, widened (D)
     row: Vec<f32>,
+    /// One of X beside it (D)
+    feature: Vec<f32>,
     /// (class of the tile, row, what rounding took off its g′) of targets
     residuals: Vec<(usize, usize, f32)>,
 }
@@ -68,7 +77,7 @@ impl Engine<bf16, bf16> for Pairs {
                 #[inline(always)]
                 || {
                     let mut wide = vec![0.0; d];
-                    for (target, norm) in rows.iter().zip(norms) {
+                    for (target, norm) in rows.iter().zip(norms.iter_mut()) {
                         call.x.widen_row(target.row, &mut wide);
                         *norm = Norm::of_halves(&wide);
                     }
@@ -106,7 +115,7 @@ impl Engine<bf16, bf16> for Pairs {
             );
         });
         let scales = norms.iter().map(|norm| norm.inverse as f32).collect();
-        Block::new(rows, by_rows, by_dims, scales, norms)
+        Block::new(rows, call.c, by_rows, by_dims, scales, norms)
     }
 
     #[inline(always)]
@@ -117,28 +126,43 @@ impl Engine<bf16, bf16> for Pairs {
         norms: &mut [Option<Norm>],
         scratch: &mut Scratch,
         out: &mut [f32],
+        targets: Option<&mut Vec<(u32, f64)>>,
     ) {
         scratch.row.resize(call.d, 0.0);
         for (class, norm) in classes.clone().zip(norms.iter_mut()).filter(|(_, norm)| norm.is_none()) {
             call.w.widen_row(class, &mut scratch.row);
             *norm = Some(Norm::of_halves(&scratch.row));
         }
-        let (data, stride) = weight_bits(call, classes, norms, &mut scratch.copies, &mut scratch.row);
+        let (data, stride) = weight_bits(call, classes.clone(), norms, &mut scratch.copies, &mut scratch.row);
         let left = Left::new(data, norms.len(), call.d, stride, 2);
         product(out, left, block.unit_t, block.rows.len(), Store::Scaled(&block.scales));
+        if let Some(targets) = targets {
+            let (x, w) = (&mut scratch.feature, &mut scratch.row);
+            x.resize(call.d, 0.0);
+            for &(class, row) in block.targets_in(&classes) {
+                let (j, i) = (class as usize - classes.start, row as usize);
+                feature(call, block, i, x);
+                widen(&data[j * stride..][..call.d], w);
+                let (x_norm, w_norm) = (block.norms[i], norms[j].unwrap_or_default()); // set above
+                let side = |norm: Norm| (norm.projects, norm.inverse);
+                let ((x_own, x_inverse), (w_own, w_inverse)) = (side(x_norm), side(w_norm));
+                targets.push((row, exact_cosine((x, x_own, x_inverse), (w, w_own, w_inverse))));
+            }
+        }
     }
 
     #[inline(always)]
     fn contract<E: Element<Acc = f32>>(
         call: &Call<bf16, bf16>,
         block: &Block<f32>,
-        tile: LaneTile<f32, E>,
+        tile: &mut LaneTile<f32, E>,
         constants: &mut RowConstants<f32>,
         scratch: &mut Scratch,
     ) {
         let LaneTile { classes, cosines, norms, row_dots, sum, accumulate, sink } = tile;
         let (d, rows, count) = (call.d, block.rows.len(), norms.len());
-        let Scratch { copies, packed, across: words, weight, row, residuals } = scratch;
+        let Scratch { copies, packed, across: words, weight, row, residuals, .. } = scratch;
+        let (classes, sink) = (classes.clone(), sink.take());
         row.resize(d, 0.0);
         words.resize(count.div_ceil(2) * rows, 0.0);
         residuals.clear();
@@ -165,7 +189,7 @@ impl Engine<bf16, bf16> for Pairs {
             packed.resize(packed_len(d, count), 0.0);
             Panels::new(packed, d, count).fill_rows(|j, _| &data[j * stride..][..d]);
             let g = Left::new(cast_slice(&words[..count.div_ceil(2) * rows]), rows, count, 2, 2 * rows); // (R, classes)
-            product(sum, g, packed, d, if accumulate { Store::Add } else { Store::Write });
+            product(sum, g, packed, d, if *accumulate { Store::Add } else { Store::Write });
             for &(j, i, residual) in residuals.iter() {
                 widen(&data[j * stride..][..d], row);
                 subtract_scaled(&mut sum[i * d..][..d], row, -residual);
@@ -176,7 +200,7 @@ impl Engine<bf16, bf16> for Pairs {
         }
         weight.resize(count * d, 0.0);
         let weight = &mut weight[..count * d];
-        let g = Left::new(cast_slice(cosines), count, rows, 2 * rows, 2); // (classes, R)
+        let g = Left::new(cast_slice(&**cosines), count, rows, 2 * rows, 2); // (classes, R)
         product(weight, g, block.unit, d, Store::Write);
         for &(j, i, residual) in residuals.iter() {
             feature(call, block, i, row);
@@ -278,7 +302,7 @@ fn gradients(
     residuals: &mut Vec<(usize, usize, f32)>,
 ) -> f32 {
     let class = Class { logit, sigma: sigma(norm), length: (1.0 / norm.inverse) as f32 };
-    rows.hide(cosines, targets);
+    rows.hide(targets);
     let n = cosines.len();
     let mut dots = [0.0; LANES];
     let (log_sums, log_sum_rest) = rows.log_sum[..n].as_chunks::<LANES>();

@@ -289,6 +289,9 @@ impl Counts {
     }
 }
 
+/// Bits of an address within one of several memories.
+const APART: u32 = 44;
+
 impl Memory {
     /// An empty memory of `capacity` bytes.
     pub fn new(capacity: usize) -> Self {
@@ -299,6 +302,18 @@ impl Memory {
             stamps: Stamps::default(),
             launches: RwLock::new(()),
         }
+    }
+
+    /// An empty memory whose addresses no other one has, by its number: of one of several devices.
+    pub fn numbered(number: usize, capacity: usize) -> Self {
+        let memory = Self::new(capacity);
+        memory.counts.lock().unwrap_or_else(PoisonError::into_inner).next += (number as u64) << APART;
+        memory
+    }
+
+    /// The number of the memory that an address is of, if it is one's.
+    pub fn number_of(address: u64) -> usize {
+        (address >> APART) as usize
     }
 
     /// Allocates `size` bytes, poisoned.

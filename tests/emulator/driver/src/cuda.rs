@@ -3,21 +3,64 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use ptx_emulator::LaunchConfig;
+use ptx_emulator::{LaunchConfig, Memory};
 
 use crate::capture;
 use crate::device::{
-    CAPTURE_INVALIDATED, CAPTURE_ISOLATION, CAPTURE_UNSUPPORTED, CAPTURED_EVENT, Device, Failure, INVALID_DEVICE,
-    INVALID_VALUE, LAUNCH_FAILED, NOT_FOUND, NOT_READY, NOT_SUPPORTED, Outcome, SHARED_DEFAULT, UNKNOWN, call, entries,
-    lock, put, release,
+    CAPTURE_IMPLICIT, CAPTURE_INVALIDATED, CAPTURE_ISOLATION, CAPTURE_MERGE, CAPTURE_UNJOINED, CAPTURE_UNMATCHED,
+    CAPTURE_UNSUPPORTED, CAPTURED_EVENT, Device, Failure, INVALID_CONTEXT, INVALID_DEVICE, INVALID_VALUE,
+    LAUNCH_FAILED, NO_BINARY, NO_PEERS, NOT_FOUND, NOT_PERMITTED, NOT_READY, NOT_SUPPORTED, Outcome, SHARED_DEFAULT,
+    UNKNOWN, call, call_back, context, current, devices, entries, lock, put, release, set_current,
 };
-use crate::streams::{self, Stream};
+use crate::streams;
 
-/// The only context.
-const CONTEXT: u64 = 0xc0de;
+/// A device by its number.
+fn device_at(ordinal: c_int) -> Outcome<&'static Device> {
+    let found = usize::try_from(ordinal).ok().and_then(|ordinal| devices().get(ordinal));
+    found.ok_or_else(|| Failure::new(INVALID_DEVICE, format!("device {ordinal}; there are {}", devices().len())))
+}
 
-fn check_device(ordinal: c_int) -> Outcome<()> {
-    if ordinal == 0 { Ok(()) } else { Err(Failure::new(INVALID_DEVICE, format!("device {ordinal}; there is one, 0"))) }
+fn uuid(ordinal: c_int) -> Outcome<[u8; 16]> {
+    let mut uuid = *b"emulated device!";
+    uuid[15] += device_at(ordinal)?.ordinal as u8;
+    Ok(uuid)
+}
+
+/// The device whose memory an address is in.
+fn device_of(address: u64) -> Outcome<&'static Device> {
+    devices()
+        .get(Memory::number_of(address))
+        .ok_or_else(|| Failure::new(INVALID_VALUE, format!("{address:#x} is no device's")))
+}
+
+/// Copies between devices, by way of the host.
+fn copy_between(to: u64, from: u64, count: usize) -> Outcome<()> {
+    let (target, source) = (device_of(to)?, device_of(from)?);
+    if target.ordinal == source.ordinal {
+        return Ok(target.memory.copy(to, from, count)?);
+    }
+    let mut bytes = vec![0; count];
+    source.memory.read(from, &mut bytes)?;
+    Ok(target.memory.write(to, &bytes)?)
+}
+
+/// A function of the host's that a stream comes to.
+#[derive(Clone, Copy)]
+struct HostFunction {
+    function: unsafe extern "C" fn(*mut c_void),
+    data: *mut c_void,
+}
+
+// SAFETY: the caller of the driver lends both to whichever thread comes to them
+unsafe impl Send for HostFunction {}
+// SAFETY: as above
+unsafe impl Sync for HostFunction {}
+
+impl HostFunction {
+    fn call(self) {
+        // SAFETY: by the contract of cuLaunchHostFunc it can be called with its data when the stream comes to it
+        call_back(|| unsafe { (self.function)(self.data) });
+    }
 }
 
 /// The bytes that a caller's pointer points to.
@@ -189,10 +232,12 @@ fn read(device: &Device, from: u64, bytes: &mut [u8]) -> Outcome<()> {
 entries! { call:
     fn cuInit(_flags: c_uint) |_device| { Ok(()) }
     fn cuDriverGetVersion(version: *mut c_int) |_device| { put(version, 13_000) }
-    fn cuDeviceGet(device_out: *mut c_int, ordinal: c_int) |_device| { check_device(ordinal)?; put(device_out, 0) }
-    fn cuDeviceGetCount(count: *mut c_int) |_device| { put(count, 1) }
+    fn cuDeviceGet(device_out: *mut c_int, ordinal: c_int) |_device| { put(device_out, device_at(ordinal)?.ordinal as c_int) }
+    fn cuDeviceGetCount(count: *mut c_int) |_device| { put(count, devices().len() as c_int) }
+    fn cuDeviceCanAccessPeer(can: *mut c_int, one: c_int, other: c_int) |_device| { device_at(one)?; device_at(other)?; put(can, 0) }
+    fn cuCtxEnablePeerAccess(_context: u64, _flags: c_uint) |_device| { Err(Failure::new(NO_PEERS, "a device that cannot reach another's memory")) }
     fn cuDeviceGetName(to: *mut c_char, length: c_int, ordinal: c_int) |_device| {
-        check_device(ordinal)?;
+        device_at(ordinal)?;
         let text = b"emulated H100\0";
         let count = (length.max(0) as usize).min(text.len());
         for (i, &byte) in text[..count].iter().enumerate() {
@@ -200,24 +245,29 @@ entries! { call:
         }
         Ok(())
     }
-    fn cuDeviceGetUuid(uuid: *mut [u8; 16], ordinal: c_int) |_device| { check_device(ordinal)?; put(uuid, *b"emulated device!") }
-    fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], ordinal: c_int) |_device| { check_device(ordinal)?; put(uuid, *b"emulated device!") }
-    fn cuDeviceTotalMem_v2(total: *mut usize, ordinal: c_int) |device| { check_device(ordinal)?; put(total, device.memory.capacity()) }
-    fn cuDeviceGetAttribute(value: *mut c_int, which: c_int, ordinal: c_int) |device| {
-        check_device(ordinal)?;
-        let found = attribute(device, which);
+    fn cuDeviceGetUuid(to: *mut [u8; 16], ordinal: c_int) |_device| { put(to, uuid(ordinal)?) }
+    fn cuDeviceGetUuid_v2(to: *mut [u8; 16], ordinal: c_int) |_device| { put(to, uuid(ordinal)?) }
+    fn cuDeviceTotalMem_v2(total: *mut usize, ordinal: c_int) |_device| { put(total, device_at(ordinal)?.memory.capacity()) }
+    fn cuDeviceGetAttribute(value: *mut c_int, which: c_int, ordinal: c_int) |_device| {
+        let found = attribute(device_at(ordinal)?, which);
         put(value, found.ok_or_else(|| Failure::new(INVALID_VALUE, format!("device attribute {which} is not known")))?)
     }
-    fn cuDevicePrimaryCtxRetain(context: *mut u64, ordinal: c_int) |_device| { check_device(ordinal)?; put(context, CONTEXT) }
-    fn cuCtxGetCurrent(context: *mut u64) |_device| { put(context, CONTEXT) }
-    fn cuCtxGetDevice(ordinal: *mut c_int) |_device| { put(ordinal, 0) }
-    fn cuCtxSynchronize() |device| { streams::wait_for_all(device) }
+    fn cuDevicePrimaryCtxRetain(to: *mut u64, ordinal: c_int) |_device| { put(to, context(device_at(ordinal)?.ordinal)) }
+    fn cuCtxGetCurrent(to: *mut u64) |_device| { put(to, current().map_or(0, |device| context(device.ordinal))) }
+    fn cuCtxGetDevice(to: *mut c_int) |_device| {
+        let device = current().ok_or_else(|| Failure::new(INVALID_CONTEXT, "no context is this thread's"))?;
+        put(to, device.ordinal as c_int)
+    }
+    fn cuCtxSynchronize() |device| { capture::wait_for_device(device) }
 
     fn cuStreamCreate(stream: *mut u64, flags: c_uint) |device| { put(stream, new_stream(device, flags)) }
     fn cuStreamCreateWithPriority(stream: *mut u64, flags: c_uint, _priority: c_int) |device| { put(stream, new_stream(device, flags)) }
     fn cuStreamSynchronize(stream: u64) |device| { capture::wait(device, stream, "a wait") }
-    fn cuStreamQuery(stream: u64) |device| {
-        if streams::is_idle(device, Stream::new(stream)) { Ok(()) } else { Err(Failure::new(NOT_READY, "the stream has work left")) }
+    fn cuStreamQuery(stream: u64) |_device| { capture::query(stream) }
+    fn cuLaunchHostFunc(stream: u64, function: Option<unsafe extern "C" fn(*mut c_void)>, data: *mut c_void) |device| {
+        let function = function.ok_or_else(|| Failure::new(INVALID_VALUE, "a null pointer for a function"))?;
+        let host = HostFunction { function, data };
+        capture::put(device, stream, "cuLaunchHostFunc", Box::new(move |_| { host.call(); Ok(()) }))
     }
     fn cuStreamWaitEvent(stream: u64, event: u64, _flags: c_uint) |device| { capture::wait_event(device, stream, event) }
     fn cuEventCreate(event: *mut u64, _flags: c_uint) |device| { put(event, device.handle()) }
@@ -228,7 +278,7 @@ entries! { call:
     fn cuEventElapsedTime(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
     fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: u64, end: u64) |_device| { put(milliseconds, capture::elapsed(start, end)?) }
     fn cuStreamIsCapturing(stream: u64, status: *mut c_int) |_device| { put(status, c_int::from(capture::is_capturing(stream))) }
-    fn cuStreamBeginCapture_v2(stream: u64, _mode: c_int) |_device| { capture::begin(stream) }
+    fn cuStreamBeginCapture_v2(stream: u64, _mode: c_int) |device| { capture::begin(device, stream) }
     fn cuStreamEndCapture(stream: u64, graph: *mut u64) |device| { let made = capture::end(device, stream)?; put(graph, made) }
     fn cuGraphInstantiateWithFlags(executable: *mut u64, graph: u64, flags: u64) |device| { put(executable, capture::instantiate(device, graph, flags)?) }
     fn cuGraphUpload(executable: u64, _stream: u64) |_device| { capture::check(executable) }
@@ -266,6 +316,13 @@ entries! { call:
         capture::wait(device, 0, "a copy")?;
         Ok(device.memory.copy(to, from, count)?)
     }
+    fn cuMemcpyPeer(to: u64, _to_context: u64, from: u64, _from_context: u64, count: usize) |device| {
+        capture::wait(device, 0, "a copy")?;
+        copy_between(to, from, count)
+    }
+    fn cuMemcpyPeerAsync(to: u64, _to_context: u64, from: u64, _from_context: u64, count: usize, stream: u64) |device| {
+        capture::put(device, stream, "cuMemcpyPeerAsync", Box::new(move |_| copy_between(to, from, count)))
+    }
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, count: usize, stream: u64) |device| {
         capture::put(device, stream, "cuMemcpyDtoDAsync", Box::new(move |device| Ok(device.memory.copy(to, from, count)?)))
     }
@@ -278,8 +335,10 @@ entries! { call:
     }
 
     fn cuModuleLoadData(module: *mut u64, image: *const c_void) |device| {
-        let text = name(image.cast())?;
-        put(module, device.load(text)?)
+        if !image.is_null() && CStr::from_ptr(image.cast()).to_bytes().starts_with(b"\x7fELF") {
+            return Err(Failure::new(NO_BINARY, "machine code; the emulated device takes PTX"));
+        }
+        put(module, device.load(name(image.cast())?)?)
     }
     fn cuModuleLoad(module: *mut u64, path: *const c_char) |device| {
         let path = name(path)?;
@@ -374,14 +433,14 @@ entries! { release:
     fn cuEventDestroy_v2(event: u64) |device| { device.close(event) }
     fn cuGraphDestroy(graph: u64) |_device| { capture::destroy(graph) }
     fn cuGraphExecDestroy(executable: u64) |_device| { capture::destroy(executable) }
-    fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) |_device| { check_device(ordinal) }
+    fn cuDevicePrimaryCtxRelease_v2(ordinal: c_int) |_device| { device_at(ordinal).map(|_| ()) }
     fn cuModuleUnload(module: u64) |device| { let _ = streams::wait_for_all(device); device.unload(module) }
-    fn cuCtxSetCurrent(_context: u64) |_device| { Ok(()) }
+    fn cuCtxSetCurrent(context: u64) |_device| { set_current(context) }
     fn cuMemFree_v2(address: u64) |device| {
         let _ = streams::wait_for_all(device);
-        if address == 0 { Ok(()) } else { Ok(device.memory.free(address)?) }
+        if address == 0 { Ok(()) } else { Ok(device_of(address)?.memory.free(address)?) }
     }
-    fn cuMemFreeAsync(address: u64, stream: u64) |device| { if address == 0 { Ok(()) } else { capture::free(device, stream, address) } }
+    fn cuMemFreeAsync(address: u64, stream: u64) |_device| { if address == 0 { Ok(()) } else { capture::free(stream, address) } }
     fn cuMemFreeHost(address: *mut u8) |device| { capture::unpin(device, address) }
 }
 
@@ -392,6 +451,10 @@ fn meaning(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         1 => (c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
         2 => (c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
         101 => (c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
+        INVALID_CONTEXT => (c"CUDA_ERROR_INVALID_CONTEXT", c"invalid device context"),
+        NO_BINARY => (c"CUDA_ERROR_NO_BINARY_FOR_GPU", c"no kernel image is available for execution on the device"),
+        NO_PEERS => (c"CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", c"peer access is not supported between these two devices"),
+        NOT_PERMITTED => (c"CUDA_ERROR_NOT_PERMITTED", c"operation not permitted"),
         218 => (c"CUDA_ERROR_INVALID_PTX", c"a PTX JIT compilation failed"),
         301 => (c"CUDA_ERROR_FILE_NOT_FOUND", c"file not found"),
         400 => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
@@ -410,6 +473,17 @@ fn meaning(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         CAPTURE_INVALIDATED => {
             (c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", c"operation failed due to a previous error during capture")
         }
+        CAPTURE_MERGE => {
+            (c"CUDA_ERROR_STREAM_CAPTURE_MERGE", c"operation would result in a merge of separate capture sequences")
+        }
+        CAPTURE_UNMATCHED => {
+            (c"CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", c"capture was not ended in the same stream as it began")
+        }
+        CAPTURE_UNJOINED => (c"CUDA_ERROR_STREAM_CAPTURE_UNJOINED", c"capturing stream has unjoined work"),
+        CAPTURE_IMPLICIT => (
+            c"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+            c"operation would make the legacy stream depend on a capturing blocking stream",
+        ),
         CAPTURE_ISOLATION => {
             (c"CUDA_ERROR_STREAM_CAPTURE_ISOLATION", c"dependency created on uncaptured work in another stream")
         }

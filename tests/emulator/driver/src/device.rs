@@ -1,8 +1,8 @@
-//! The device: its memory, its modules, what it can do, and what went wrong.
+//! The devices: their memory, their modules, what they can do, and what went wrong.
 
-use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
-use std::ffi::{CStr, CString};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::{CStr, CString, c_char};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,14 +15,22 @@ use ptx_emulator::{Error, Kernel, LaunchConfig, Limits, Memory, Module};
 pub(crate) const SUCCESS: u32 = 0;
 pub(crate) const INVALID_VALUE: u32 = 1;
 pub(crate) const INVALID_DEVICE: u32 = 101;
+pub(crate) const INVALID_CONTEXT: u32 = 201;
+pub(crate) const NO_BINARY: u32 = 209;
+pub(crate) const NO_PEERS: u32 = 217;
 pub(crate) const INVALID_HANDLE: u32 = 400;
 pub(crate) const NOT_FOUND: u32 = 500;
 pub(crate) const LAUNCH_FAILED: u32 = 719;
+pub(crate) const NOT_PERMITTED: u32 = 800;
 pub(crate) const NOT_SUPPORTED: u32 = 801;
 pub(crate) const NOT_READY: u32 = 600;
 pub(crate) const CAPTURE_UNSUPPORTED: u32 = 900;
 pub(crate) const CAPTURE_INVALIDATED: u32 = 901;
+pub(crate) const CAPTURE_MERGE: u32 = 902;
+pub(crate) const CAPTURE_UNMATCHED: u32 = 903;
+pub(crate) const CAPTURE_UNJOINED: u32 = 904;
 pub(crate) const CAPTURE_ISOLATION: u32 = 905;
+pub(crate) const CAPTURE_IMPLICIT: u32 = 906;
 pub(crate) const CAPTURED_EVENT: u32 = 907;
 pub(crate) const UNKNOWN: u32 = 999;
 
@@ -68,8 +76,9 @@ pub(crate) struct Function {
     pub dynamic_shared: Mutex<usize>,
 }
 
-/// The device.
+/// A device, and its primary context.
 pub(crate) struct Device {
+    pub ordinal: usize,
     pub memory: Memory,
     pub limits: Limits,
     pub capability: (i32, i32),
@@ -77,13 +86,10 @@ pub(crate) struct Device {
     pub claims: Vec<(i32, i32)>,
     modules: Mutex<HashMap<u64, Arc<Loaded>>>,
     functions: Mutex<HashMap<u64, Arc<Function>>>,
-    /// Streams and events that were made
-    handles: Mutex<HashSet<u64>>,
     /// The streams of handles of libraries
     pub streams: Mutex<HashMap<u64, u64>>,
     /// Does what still waits in the streams; set by the first that is put there
     pub finish: OnceLock<fn(&Device) -> Outcome<()>>,
-    next: AtomicU64,
     launches: AtomicU64,
     pub seed: u64,
     /// Whether cooperative launches are refused, as by a device that others use, too
@@ -94,8 +100,12 @@ pub(crate) struct Device {
     fault: Mutex<Option<Failure>>,
     /// Its report, as a string of C
     report: OnceLock<CString>,
-    counters: Option<Mutex<std::fs::File>>,
 }
+
+/// The number that the next handle has: no two devices have the same.
+static NEXT: AtomicU64 = AtomicU64::new(0x100);
+/// Streams, events and graphs that were made, each with its device
+static HANDLES: LazyLock<Mutex<HashMap<u64, usize>>> = LazyLock::new(Mutex::default);
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -112,7 +122,8 @@ fn number(name: &str) -> Option<u64> {
     }
 }
 
-/// The module to load instead of `text`: the file of `PTX_EMULATOR_REPLACE`'s folder whose first kernel `text` has, too. For tests of tests.
+/// The module to load instead of `text`: the file of `PTX_EMULATOR_REPLACE`'s folder that has its first kernel, or whose first kernel it has. For tests of
+/// tests.
 fn replacement(text: &str) -> Option<String> {
     let folder = std::env::var_os("PTX_EMULATOR_REPLACE")?;
     let entries =
@@ -121,9 +132,11 @@ fn replacement(text: &str) -> Option<String> {
     paths.sort();
     paths.into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "ptx")).find_map(|path| {
         let other = std::fs::read_to_string(path).ok()?;
-        let (_, first) = other.split_once(".entry ")?;
-        let name = first.split('(').next()?;
-        text.contains(&format!(".entry {name}(")).then_some(other)
+        let is_in = |one: &str, all: &str| {
+            let name = one.split_once(".entry ").and_then(|(_, first)| first.split('(').next());
+            name.is_some_and(|name| all.contains(&format!(".entry {name}(")))
+        };
+        (is_in(text, &other) || is_in(&other, text)).then_some(other)
     })
 }
 
@@ -148,15 +161,24 @@ fn claims(text: &str) -> Vec<(i32, i32)> {
 /// What a stream is to do.
 pub(crate) type Work = Box<dyn FnOnce(&Device) -> Outcome<()> + Send>;
 
-static DEVICE: LazyLock<Device> = LazyLock::new(|| {
-    let counters = std::env::var_os("PTX_EMULATOR_COUNTERS").and_then(|path| {
-        let file = OpenOptions::new().create(true).append(true).open(&path);
-        file.map_err(|error| eprintln!("emulated driver: {}: {error}", path.display())).ok()
-    });
+static COUNTERS: LazyLock<Option<Mutex<std::fs::File>>> = LazyLock::new(|| {
+    let path = std::env::var_os("PTX_EMULATOR_COUNTERS")?;
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    file.map_err(|error| eprintln!("emulated driver: {}: {error}", path.display())).ok().map(Mutex::new)
+});
+
+static DEVICES: LazyLock<Vec<Device>> = LazyLock::new(|| {
     // SAFETY: a function of the C library, and one of ours that lives as long as the process
     unsafe { atexit(end) };
+    LazyLock::force(&COUNTERS);
+    let count = number("PTX_EMULATOR_DEVICES").unwrap_or(1).clamp(1, 8) as usize;
+    (0..count).map(new_device).collect()
+});
+
+fn new_device(ordinal: usize) -> Device {
     Device {
-        memory: Memory::new(number("PTX_EMULATOR_MEMORY_MB").unwrap_or(4096) as usize * (1 << 20)),
+        ordinal,
+        memory: Memory::numbered(ordinal, number("PTX_EMULATOR_MEMORY_MB").unwrap_or(4096) as usize * (1 << 20)),
         limits: Limits {
             multiprocessors: number("PTX_EMULATOR_MULTIPROCESSORS").unwrap_or(132).clamp(1, 1024) as u32,
             ..Limits::default()
@@ -165,9 +187,7 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         claims: claims(&std::env::var("PTX_EMULATOR_ATTRIBUTES").unwrap_or_default()),
         modules: Mutex::default(),
         functions: Mutex::default(),
-        handles: Mutex::default(),
         streams: Mutex::default(),
-        next: AtomicU64::new(0x100),
         launches: AtomicU64::new(0),
         seed: number("PTX_EMULATOR_SEED").unwrap_or(1),
         refuses_cooperative: std::env::var("PTX_EMULATOR_COOPERATIVE").is_ok_and(|how| how == "refuse"),
@@ -175,12 +195,43 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         finish: OnceLock::new(),
         fault: Mutex::default(),
         report: OnceLock::new(),
-        counters: counters.map(Mutex::new),
     }
-});
+}
 
+pub(crate) fn devices() -> &'static [Device] {
+    &DEVICES
+}
+
+/// The device whose context is this thread's.
 pub(crate) fn device() -> &'static Device {
-    &DEVICE
+    let current = CURRENT.try_with(Cell::get).unwrap_or_default();
+    &DEVICES[current.unwrap_or(0)]
+}
+
+/// The device of this thread's context, if it has one. A single device is every thread's.
+pub(crate) fn current() -> Option<&'static Device> {
+    let current = CURRENT.try_with(Cell::get).unwrap_or_default();
+    current.or((DEVICES.len() == 1).then_some(0)).map(|ordinal| &DEVICES[ordinal])
+}
+
+/// The only context of a device.
+pub(crate) fn context(ordinal: usize) -> u64 {
+    0xc0de_0000 + 16 * ordinal as u64
+}
+
+/// Makes a context this thread's; 0 is none.
+pub(crate) fn set_current(wanted: u64) -> Outcome<()> {
+    let found = (0..DEVICES.len()).find(|&ordinal| context(ordinal) == wanted);
+    if found.is_none() && wanted != 0 {
+        return Err(Failure::new(INVALID_CONTEXT, format!("{wanted:#x} is no context")));
+    }
+    let _ = CURRENT.try_with(|current| current.set(found));
+    Ok(())
+}
+
+/// The device of a stream or an event.
+pub(crate) fn owner(handle: u64) -> Option<usize> {
+    lock(&HANDLES).get(&handle).copied()
 }
 
 unsafe extern "C" {
@@ -189,11 +240,12 @@ unsafe extern "C" {
 
 /// When the process ends, what still waits is done, and what was allocated and not freed is said, where that is wanted.
 extern "C" fn end() {
-    let _ = catch_unwind(|| DEVICE.finish.get().map(|finish| finish(&DEVICE)));
+    let first = &DEVICES[0];
+    let _ = catch_unwind(|| DEVICES.iter().find_map(|device| device.finish.get()).map(|finish| finish(first)));
     if std::env::var_os("PTX_EMULATOR_LEAKS").is_none() {
         return;
     }
-    let leaks = DEVICE.memory.leaks();
+    let leaks: Vec<_> = DEVICES.iter().flat_map(|device| device.memory.leaks()).collect();
     if !leaks.is_empty() {
         let bytes: usize = leaks.iter().map(|(_, size)| size).sum();
         eprintln!(
@@ -206,6 +258,36 @@ extern "C" fn end() {
 
 thread_local! {
     static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) };
+    /// The device whose context is this thread's
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Whether this thread is in a callback of the driver's, which may not call it
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
+    static CALLS: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Counts a call of an entry point by this thread.
+pub(crate) fn count(name: &'static str) {
+    // While a thread ends there may be nothing left to count in.
+    let _ = CALLS.try_with(|calls| *calls.borrow_mut().entry(name).or_default() += 1);
+}
+
+/// How often this thread has called each entry point so far, `NAME COUNT` a line, as a string of C into `length` bytes at `to`; gives the bytes it takes. A test
+/// that may run on a real driver looks for it by its name.
+///
+/// # Safety
+/// `to` is null, or `length` bytes can be written there.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn emulatedDriverCalls(to: *mut c_char, length: usize) -> usize {
+    let text: String =
+        CALLS.with_borrow(|calls| calls.iter().map(|(name, count)| format!("{name} {count}\n")).collect());
+    if !to.is_null() && length > text.len() {
+        // SAFETY: room for the text and the byte that ends it, by the caller's word
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr(), to.cast(), text.len());
+            to.add(text.len()).write(0);
+        }
+    }
+    text.len() + 1
 }
 
 /// The reason of this thread's last call that failed.
@@ -216,8 +298,8 @@ pub fn last_message() -> String {
 impl Device {
     /// A number that no other handle has.
     pub fn handle(&self) -> u64 {
-        let handle = self.next.fetch_add(16, Relaxed);
-        lock(&self.handles).insert(handle);
+        let handle = NEXT.fetch_add(16, Relaxed);
+        lock(&HANDLES).insert(handle, self.ordinal);
         handle
     }
 
@@ -243,8 +325,11 @@ impl Device {
     }
 
     pub fn check_handle(&self, handle: u64) -> Outcome<()> {
-        let known = lock(&self.handles).contains(&handle);
-        if known { Ok(()) } else { Err(Failure::new(INVALID_HANDLE, format!("{handle:#x} is no stream or event"))) }
+        if owner(handle).is_some() {
+            Ok(())
+        } else {
+            Err(Failure::new(INVALID_HANDLE, format!("{handle:#x} is no stream or event")))
+        }
     }
 
     /// Gives a library's handle its stream.
@@ -254,8 +339,12 @@ impl Device {
     }
 
     pub fn close(&self, handle: u64) -> Outcome<()> {
-        let known = lock(&self.handles).remove(&handle);
-        if known { Ok(()) } else { Err(Failure::new(INVALID_HANDLE, format!("{handle:#x} is no stream or event"))) }
+        let known = lock(&HANDLES).remove(&handle);
+        if known.is_some() {
+            Ok(())
+        } else {
+            Err(Failure::new(INVALID_HANDLE, format!("{handle:#x} is no stream or event")))
+        }
     }
 
     pub fn load(&self, text: &str) -> Outcome<u64> {
@@ -350,7 +439,7 @@ impl Device {
 
     /// A line of `PTX_EMULATOR_COUNTERS`, where that is wanted.
     pub fn record(&self, line: &serde_json::Value) {
-        if let Some(file) = &self.counters
+        if let Some(file) = &*COUNTERS
             && let Err(error) = writeln!(lock(file), "{line}")
         {
             eprintln!("emulated driver: PTX_EMULATOR_COUNTERS: {error}");
@@ -364,6 +453,9 @@ impl Device {
     }
 
     fn report(&self, name: &str, failure: &Failure) {
+        if failure.code == NOT_READY {
+            return; // an answer, and no failure
+        }
         eprintln!("emulated driver: {name}: {} (error {})", failure.reason, failure.code);
         MESSAGE.set(failure.reason.clone());
     }
@@ -372,6 +464,15 @@ impl Device {
 /// Runs the body of an entry point: no panic leaves it, and after a fault it fails with that fault.
 pub(crate) fn call(name: &str, body: impl FnOnce(&'static Device) -> Outcome<()>) -> u32 {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
+        if IN_CALLBACK.try_with(Cell::get).unwrap_or_default() {
+            device().report(name, &Failure::new(NOT_PERMITTED, "a call of the driver's from one of its callbacks"));
+            return NOT_PERMITTED;
+        }
+        let needs_context = !["cuInit", "cuDriver", "cuDevice", "cuCtx"].iter().any(|start| name.starts_with(start));
+        if needs_context && current().is_none() {
+            device().report(name, &Failure::new(INVALID_CONTEXT, "no context is this thread's"));
+            return INVALID_CONTEXT;
+        }
         let device = device();
         let fault = lock(&device.fault).clone();
         if let Some(fault) = fault {
@@ -403,6 +504,13 @@ pub(crate) fn release(name: &str, body: impl FnOnce(&'static Device) -> Outcome<
     outcome.unwrap_or(UNKNOWN)
 }
 
+/// Calls a function of the host's in a stream's place.
+pub(crate) fn call_back(function: impl FnOnce()) {
+    let _ = IN_CALLBACK.try_with(|inside| inside.set(true));
+    function();
+    let _ = IN_CALLBACK.try_with(|inside| inside.set(false));
+}
+
 /// Says, for each name once, that something is not here.
 pub(crate) fn unsupported(name: &str) {
     static SAID: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
@@ -417,6 +525,7 @@ macro_rules! entries {
         #[doc = concat!("`", stringify!($name), "`.")]
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $t),*) -> u32 {
+            $crate::device::count(stringify!($name));
             // SAFETY: each body touches what its caller's pointers point to by the contract of the function of this name
             #[allow(unused_unsafe)]
             $by(stringify!($name), |$device| unsafe { $body })

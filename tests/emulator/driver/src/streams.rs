@@ -4,25 +4,40 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{LazyLock, Mutex};
 use std::thread::{self, ThreadId};
 
-use crate::device::{Device, Outcome, Work, lock};
+use crate::device::{Device, Outcome, Work, device, devices, lock, owner};
 
-/// A stream by its handle, and by its thread where it is `CU_STREAM_PER_THREAD`, which is another one in each.
+/// A stream by its handle, by its thread where it is `CU_STREAM_PER_THREAD`, which is another one in each, and by its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Stream(u64, Option<ThreadId>);
+pub(crate) struct Stream {
+    handle: u64,
+    thread: Option<ThreadId>,
+    device: usize,
+}
 
 impl Stream {
-    /// The stream that waits for all others, and they for it.
-    const LEGACY: Self = Self(0, None);
-
     /// The stream of a handle, where this thread uses it.
     pub fn new(handle: u64) -> Self {
         const LEGACY: u64 = 1;
         const PER_THREAD: u64 = 2;
+        let device = device().ordinal;
         match handle {
-            0 | LEGACY => Self::LEGACY,
-            PER_THREAD => Self(handle, Some(thread::current().id())),
-            _ => Self(handle, None),
+            0 | LEGACY => Self { handle: 0, thread: None, device },
+            PER_THREAD => Self { handle, thread: Some(thread::current().id()), device },
+            _ => Self { handle, thread: None, device: owner(handle).unwrap_or(device) },
         }
+    }
+
+    /// The legacy stream, of its device: the one that waits for all others, and they for it.
+    fn legacy(self) -> Self {
+        Self { handle: 0, thread: None, device: self.device }
+    }
+
+    pub fn is_legacy(self) -> bool {
+        self.handle == 0
+    }
+
+    pub fn device(self) -> usize {
+        self.device
     }
 }
 
@@ -33,6 +48,7 @@ struct Item {
     /// The entry point that asked for it
     name: &'static str,
     work: Work,
+    device: usize,
 }
 
 #[derive(Default)]
@@ -64,13 +80,15 @@ impl Queues {
 
     /// What work in a stream comes after, if it is put there now.
     fn before(&self, stream: Stream) -> Vec<u64> {
-        let mut after: Vec<u64> = match stream {
-            Stream::LEGACY => {
-                let all = self.last.iter().filter(|(other, _)| !self.apart.contains(other));
-                all.map(|(_, &number)| number).collect()
-            }
-            _ if self.apart.contains(&stream) => Vec::new(),
-            _ => self.last.get(&Stream::LEGACY).copied().into_iter().collect(),
+        let mut after: Vec<u64> = if stream.is_legacy() {
+            let all = self.last.iter();
+            all.filter(|(other, _)| other.device == stream.device && !self.apart.contains(other))
+                .map(|(_, &n)| n)
+                .collect()
+        } else if self.apart.contains(&stream) {
+            Vec::new()
+        } else {
+            self.last.get(&stream.legacy()).copied().into_iter().collect()
         };
         after.retain(|number| self.pending.contains(number));
         after
@@ -79,7 +97,7 @@ impl Queues {
     fn put(&mut self, stream: Stream, mut after: Vec<u64>, name: &'static str, work: Work) -> u64 {
         after.extend(self.before(stream));
         self.next += 1;
-        let item = Item { number: self.next, after, name, work };
+        let item = Item { number: self.next, after, name, work, device: stream.device };
         let found = self.queues.iter().position(|(other, _)| *other == stream);
         let at = found.unwrap_or_else(|| {
             self.queues.push((stream, VecDeque::new()));
@@ -105,15 +123,15 @@ impl Queues {
 }
 
 /// Does work, until something holds, or there is none.
-fn advance(device: &Device, mut is_enough: impl FnMut(&mut Queues) -> bool) {
+fn advance(mut is_enough: impl FnMut(&mut Queues) -> bool) {
     let _running = lock(&RUNNING);
     loop {
         let item = {
             let mut queues = lock(&QUEUES);
             if is_enough(&mut queues) { None } else { queues.take() }
         };
-        let Some(Item { number, name, work, .. }) = item else { return };
-        device.do_work(name, work);
+        let Some(Item { number, name, work, device, .. }) = item else { return };
+        devices()[device].do_work(name, work);
         lock(&QUEUES).pending.remove(&number);
     }
 }
@@ -151,7 +169,7 @@ fn put_numbered(
         // Mostly it waits; now and then some of what waits is done at once.
         (number, if queues.pending.len() > MOST { MOST / 2 } else { usize::from(queues.below(4) == 0) })
     };
-    advance(device, |_| {
+    advance(|_| {
         let is_enough = now == 0;
         now = now.saturating_sub(1);
         is_enough
@@ -165,7 +183,7 @@ pub(crate) fn is_done(number: u64) -> bool {
 
 /// Waits for work, by its number.
 pub(crate) fn wait_for(device: &Device, number: u64) -> Outcome<()> {
-    advance(device, |queues| !queues.pending.contains(&number));
+    advance(|queues| !queues.pending.contains(&number));
     device.check()
 }
 
@@ -179,25 +197,43 @@ pub(crate) fn wait(device: &Device, stream: Stream) -> Outcome<()> {
 }
 
 /// Whether there is nothing left to do in a stream. Who asks again and again is to get there: some work is done.
-pub(crate) fn is_idle(device: &Device, stream: Stream) -> bool {
-    nudge(device);
+pub(crate) fn is_idle(stream: Stream) -> bool {
+    nudge();
     let queues = lock(&QUEUES);
     queues.last.get(&stream).is_none_or(|number| !queues.pending.contains(number))
 }
 
 /// Does a piece of work.
-pub(crate) fn nudge(device: &Device) {
+pub(crate) fn nudge() {
     let mut first = true;
-    advance(device, |_| !std::mem::take(&mut first));
+    advance(|_| !std::mem::take(&mut first));
 }
 
 /// Waits for everything.
 pub(crate) fn wait_for_all(device: &Device) -> Outcome<()> {
-    advance(device, |queues| queues.pending.is_empty());
+    advance(|queues| queues.pending.is_empty());
     device.check()
+}
+
+/// Waits for all streams of a device.
+pub(crate) fn wait_for_device(device: &Device) -> Outcome<()> {
+    let numbers: Vec<u64> = {
+        let queues = lock(&QUEUES);
+        queues.last.iter().filter(|(stream, _)| stream.device == device.ordinal).map(|(_, &number)| number).collect()
+    };
+    numbers.into_iter().try_for_each(|number| wait_for(device, number))
 }
 
 /// A stream that the legacy stream does not wait for.
 pub(crate) fn set_apart(handle: u64) {
     lock(&QUEUES).apart.insert(Stream::new(handle));
+}
+
+pub(crate) fn is_apart(stream: Stream) -> bool {
+    lock(&QUEUES).apart.contains(&stream)
+}
+
+/// A number below `count`, as the seed has it.
+pub(crate) fn choose(count: usize) -> usize {
+    lock(&QUEUES).below(count)
 }

@@ -3,11 +3,19 @@
 
 use std::ffi::{CString, c_void};
 use std::ptr::{null, null_mut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ptx_emulator_driver::blas::{cublasCreate_v2, cublasDestroy_v2, cublasGemmEx, cublasSgemmStridedBatched};
 use ptx_emulator_driver::cuda::*;
 use ptx_emulator_driver::last_message;
 use ptx_emulator_driver::random::*;
+
+/// One test captures streams that the legacy stream, which the others use, would wait for: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// y[i] = a·x[i], and a kernel that wants shared memory.
 const PTX: &str = r"
@@ -103,6 +111,7 @@ fn pointer<T>(value: &mut T) -> *mut c_void {
 
 #[test]
 fn a_kernel_runs() {
+    let _alone = alone();
     let module = load(PTX).unwrap();
     let scale = function(module, "scale").unwrap();
     assert_eq!(function(module, "scale"), Ok(scale), "decoded once");
@@ -123,6 +132,7 @@ fn a_kernel_runs() {
 
 #[test]
 fn modules_that_are_none() {
+    let _alone = alone();
     assert_eq!(load("this is not PTX"), Err(218));
     assert!(last_message().contains("PTX line 1"), "{}", last_message());
     assert_eq!(load(&PTX.replace("ret;", "ret")), Err(218));
@@ -144,6 +154,7 @@ fn modules_that_are_none() {
 
 #[test]
 fn launches_that_are_refused() {
+    let _alone = alone();
     let module = load(PTX).unwrap();
     let scale = function(module, "scale").unwrap();
     let (mut p, mut a, mut n) = (0u64, 1f32, 0u32);
@@ -171,6 +182,7 @@ fn launches_that_are_refused() {
 
 #[test]
 fn more_shared_memory_is_asked_for_first() {
+    let _alone = alone();
     let module = load(PTX).unwrap();
     let shared = function(module, "shared").unwrap();
     let mut to = allocate(4);
@@ -196,6 +208,7 @@ fn more_shared_memory_is_asked_for_first() {
 
 #[test]
 fn memory_that_is_not_there() {
+    let _alone = alone();
     let address = upload(&[1u8, 2, 3, 4]);
     let mut byte = 0u8;
     // SAFETY: addresses of the device are numbers; those of the host are here
@@ -224,6 +237,7 @@ fn memory_that_is_not_there() {
 
 #[test]
 fn what_the_device_is() {
+    let _alone = alone();
     let mut value = 0;
     // SAFETY: room for the results
     unsafe {
@@ -244,6 +258,7 @@ fn what_the_device_is() {
 
 #[test]
 fn graphs() {
+    let _alone = alone();
     let module = load(PTX).unwrap();
     let scale = function(module, "scale").unwrap();
     let (mut from, mut to, mut a, mut n) = (upload(&[1f32, 2.0]), upload(&[0f32; 2]), 3f32, 2u32);
@@ -278,6 +293,7 @@ fn graphs() {
 /// `CU_STREAM_PER_THREAD` is another stream in every thread: what one captures is not taken from another.
 #[test]
 fn a_threads_stream_is_its_own() {
+    let _alone = alone();
     let capturing = || {
         let mut status = -1;
         // SAFETY: room for the result
@@ -298,6 +314,7 @@ fn a_threads_stream_is_its_own() {
 /// A launch whose allocations are still there from the launch before fails, unless it was told to free them.
 #[test]
 fn graphs_that_allocate() {
+    let _alone = alone();
     for (flags, again) in [(0, 1), (1, 0)] {
         let (mut stream, mut graph, mut executable, mut kept, mut freed, mut value) = (0, 0, 0, 0, 0, 0f32);
         // SAFETY: room for the results
@@ -326,6 +343,7 @@ fn graphs_that_allocate() {
 /// C = α·op(A)·op(B) + β·C with leading dimensions beyond the matrices, against the definition.
 #[test]
 fn products_of_matrices() {
+    let _alone = alone();
     let mut handle = 0;
     // SAFETY: room for the result
     assert_eq!(unsafe { cublasCreate_v2(&mut handle) }, 0);
@@ -377,6 +395,7 @@ fn products_of_matrices() {
 
 #[test]
 fn random_numbers() {
+    let _alone = alone();
     let mut generator = 0;
     let at = allocate(8000);
     // SAFETY: room for the result

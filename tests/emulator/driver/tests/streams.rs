@@ -190,3 +190,133 @@ fn captures_refuse_what_is_outside() {
         assert_eq!(cuStreamWaitEvent(own, 77, 0), 400);
     }
 }
+
+unsafe extern "C" fn add_one(data: *mut c_void) {
+    let mut status = 0;
+    // SAFETY: the test's counter and result, which outlive the stream's work; a stream of the driver's
+    unsafe {
+        *data.cast::<u64>() += 1;
+        // A callback may not call the driver.
+        status += cuStreamQuery(0);
+        *data.cast::<u64>() += if status == 800 { 100 } else { 0 };
+    }
+}
+
+#[test]
+fn host_functions_are_called_in_order() {
+    let _alone = alone();
+    let (own, x, mut counter) = (stream(0), allocate(8), 0u64);
+    let data = (&raw mut counter).cast::<c_void>();
+    let mut later = 0;
+    // SAFETY: a counter that outlives the work that is waited for below
+    unsafe {
+        for i in 1..=TRIALS as u64 {
+            set(x, i as u8, own);
+            assert_eq!(cuLaunchHostFunc(own, Some(add_one), data), 0);
+            later += usize::from(data.cast::<u64>().read_volatile() != 101 * i);
+            assert_eq!(cuStreamSynchronize(own), 0);
+            assert_eq!(data.cast::<u64>().read_volatile(), 101 * i);
+        }
+        assert_eq!(cuLaunchHostFunc(own, None, data), 1);
+    }
+    assert!(later > TRIALS / 4, "{later}");
+}
+
+/// A capture goes to other streams by events and comes back by events; what it does not order happens in any order.
+#[test]
+fn captures_fork_and_join() {
+    let _alone = alone();
+    let (own, other) = (stream(1), stream(1));
+    let (forked, joined) = (event(), event());
+    let (x, y, z) = (allocate(8), allocate(8), allocate(8));
+    let (mut graph, mut executable) = (0, 0);
+    let capture = |join: bool, order: bool| {
+        let mut graph = 0;
+        // SAFETY: handles of this driver, and room for the result
+        unsafe {
+            assert_eq!(cuStreamBeginCapture_v2(own, 0), 0);
+            set(x, 1, own);
+            assert_eq!(cuEventRecord(forked, own), 0);
+            assert_eq!(cuStreamWaitEvent(other, forked, 0), 0);
+            copy(y, x, other);
+            if order {
+                assert_eq!(cuEventRecord(joined, other), 0);
+                assert_eq!(cuStreamWaitEvent(own, joined, 0), 0);
+            }
+            set(x, 2, own);
+            if join {
+                assert_eq!(cuEventRecord(joined, other), 0);
+                assert_eq!(cuStreamWaitEvent(own, joined, 0), 0);
+            }
+            assert_eq!(cuStreamEndCapture(own, &mut graph), if join { 0 } else { 904 });
+        }
+        graph
+    };
+    for order in [true, false] {
+        graph = capture(true, order);
+        // SAFETY: handles of this driver, and room for the result
+        unsafe {
+            assert_eq!(cuGraphInstantiateWithFlags(&mut executable, graph, 0), 0);
+            let mut found = 0;
+            for _ in 0..TRIALS {
+                assert_eq!(cuGraphLaunch(executable, own), 0);
+                found += usize::from(get(y, own) == 1);
+                assert_eq!(get(x, own), 2);
+            }
+            assert!(if order { found == TRIALS } else { 0 < found && found < TRIALS }, "{order}: {found}");
+        }
+    }
+    capture(false, false);
+
+    let alone = stream(1);
+    // SAFETY: handles of this driver, and room for the results
+    unsafe {
+        // The forked stream is itself again, and a capture ends where it began.
+        assert_eq!(cuStreamSynchronize(other), 0);
+        assert_eq!(cuStreamBeginCapture_v2(own, 0), 0);
+        set(z, 1, own);
+        assert_eq!(cuEventRecord(forked, own), 0);
+        assert_eq!(cuStreamWaitEvent(other, forked, 0), 0);
+        assert_eq!(cuStreamEndCapture(other, &mut graph), 903);
+        assert_eq!(cuStreamEndCapture(own, &mut graph), 901);
+        // Two captures do not mix.
+        assert_eq!(cuStreamBeginCapture_v2(own, 0), 0);
+        assert_eq!(cuStreamBeginCapture_v2(alone, 0), 0);
+        assert_eq!(cuEventRecord(forked, own), 0);
+        assert_eq!(cuStreamWaitEvent(alone, forked, 0), 902);
+        assert_eq!(cuStreamEndCapture(own, &mut graph), 901);
+        assert_eq!(cuStreamEndCapture(alone, &mut graph), 901);
+        assert_eq!(cuStreamWaitEvent(own, forked, 0), 1, "its capture has ended");
+    }
+}
+
+/// The legacy stream waits for streams that were not made otherwise, and so cannot be used while one of them is captured; nor can anything wait for the
+/// device.
+#[test]
+fn the_legacy_stream_is_not_used_beside_a_capture() {
+    let _alone = alone();
+    let (blocking, apart, x, mut graph) = (stream(0), stream(1), allocate(8), 0);
+    let captured = |own: u64, status: u32, work: &dyn Fn() -> u32| {
+        let mut graph = 0;
+        // SAFETY: handles of this driver, and room for the result
+        unsafe {
+            assert_eq!(cuStreamBeginCapture_v2(own, 0), 0);
+            assert_eq!(work(), status);
+            assert_eq!(cuStreamEndCapture(own, &mut graph), if status == 0 { 0 } else { 901 });
+        }
+    };
+    // SAFETY: an address of the device is a number
+    let fill = || unsafe { cuMemsetD8Async(x, 1, 8, 0) };
+    captured(blocking, 906, &fill);
+    captured(PER_THREAD, 906, &fill);
+    captured(apart, 0, &fill);
+    // SAFETY: as above; no pointers
+    unsafe {
+        captured(blocking, 906, &|| cuMemsetD8_v2(x, 1, 8));
+        captured(apart, 900, &|| cuCtxSynchronize());
+        captured(apart, 900, &|| cuStreamQuery(apart));
+        assert_eq!(cuStreamBeginCapture_v2(0, 0), 900);
+        assert_eq!(cuStreamEndCapture(0, &mut graph), 1);
+        assert_eq!(cuCtxSynchronize(), 0);
+    }
+}
