@@ -324,6 +324,42 @@ fn extreme_norms() -> Result<()> {
     Ok(())
 }
 
+/// The same of bf16, whose products may take rows as they are: powers of two, which change nothing but the gradients' size, row by row.
+#[test]
+fn extreme_norms_of_bf16() -> Result<()> {
+    for (n, c, d) in [(6, 8, 5), (1, 3, 1), (70, 130, 33)] {
+        let inputs = Inputs::random(n, c, d, false, 12)?.to(DType::BF16)?;
+        let loss = MarginLoss::dbm_bs(&common::counts(c), 0.2)?;
+        let expected = off_tape(&loss, &inputs)?;
+        let powers = |rows: usize, salt: usize| -> Vec<f64> {
+            (0..rows).map(|i| 2f64.powi([0, 40, -30, 110, 17, -17][(i + salt) % 6])).collect()
+        };
+        let (x_powers, w_powers) = (powers(n, 1), powers(c, 0));
+        let scaled = |t: &Tensor, by: &[f64]| -> Result<Tensor> {
+            let by = Tensor::new(by, &device())?.reshape((by.len(), 1))?;
+            Ok(t.to_dtype(DType::F64)?.broadcast_mul(&by)?.to_dtype(DType::BF16)?)
+        };
+        let (x, w) = (scaled(&inputs.x, &x_powers)?, scaled(&inputs.w, &w_powers)?);
+        let out = off_tape(&loss, &Inputs { x, w, ..inputs.clone() })?;
+        assert!(distance(&out.per_sample, &expected.per_sample) < 1e-4, "{n} {c} {d}: {:?}", out.per_sample);
+        for (part, found, expected, powers) in
+            [("dX", &out.dx, &expected.dx, &x_powers), ("dW", &out.dw, &expected.dw, &w_powers)]
+        {
+            let found: Vec<f64> = found.iter().enumerate().map(|(i, g)| g * powers[i / d]).collect();
+            assert!(found.iter().all(|g| g.is_finite()), "{n} {c} {d} {part}");
+            // Subnormal bf16 at 2^110, and two roundings of g.
+            let (mut worst, size) = (0f64, size(expected));
+            for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+                if powers[i / d] < 1e30 {
+                    worst = worst.max((a - b).abs());
+                }
+            }
+            assert!(worst <= 0.01 * size, "{n} {c} {d} {part}: {worst:e} of {size:e}");
+        }
+    }
+    Ok(())
+}
+
 /// 13: every option changes what it should: no test of the table passes because an option does nothing.
 #[test]
 fn options_have_effects() -> Result<()> {
