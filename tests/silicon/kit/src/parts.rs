@@ -72,7 +72,7 @@ const PARTS: [(&str, &str, u64); 11] = [
     ("suites", "The suites", 90),
     ("sanitizer", "The vendor's checkers", 60),
     ("times", "Times", 90),
-    ("torch", "PyTorch", 45),
+    ("torch", "PyTorch", 65),
     ("ncu", "The profiler's counters", 40),
     ("graph", "Capture and replay", 15),
     ("large", "Beyond 32 bits", 60),
@@ -111,10 +111,7 @@ impl Kit<'_> {
         match name {
             "device" => {
                 part.jobs.push(self.part("device", "device", &[]));
-                self.tool(&mut part, "nvidia-smi", |smi| {
-                    let fields = "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,power.limit,mig.mode.current";
-                    vec![Job { name: "nvidia-smi".into(), command: vec![smi, format!("--query-gpu={fields}"), "--format=csv".into()], ..Job::default() }]
-                });
+                self.tool(&mut part, "nvidia-smi", state);
             }
             "load" => {
                 // The driver keeps what it has translated: here, in a folder that is empty at first.
@@ -165,6 +162,11 @@ impl Kit<'_> {
                     });
                 }
             },
+            "times" => {
+                part.jobs.push(self.part("times", "times", &[]));
+                // The clocks that it ends with.
+                self.tool(&mut part, "nvidia-smi", state);
+            }
             "ncu" => self.tool(&mut part, "ncu", |profiler| {
                 let mut command = vec![profiler];
                 command.extend(ncu::arguments(false));
@@ -206,7 +208,7 @@ impl Kit<'_> {
                 command.extend(["one_loss_on_every_device", "a_step_is_captured", "ties", "poles"].map(Into::into));
             }
             let job = Job { name: name.clone(), command, env: self.env.clone(), rows: None };
-            if ["cuda", "tf32"].contains(&name.as_str()) {
+            if ["cuda", "driver", "tf32"].contains(&name.as_str()) {
                 jobs.push(job);
                 continue;
             }
@@ -219,6 +221,13 @@ impl Kit<'_> {
         }
         jobs
     }
+}
+
+/// What the device does, as its driver's tool tells it.
+fn state(smi: String) -> Vec<Job> {
+    let fields = "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,power.limit";
+    let command = vec![smi, format!("--query-gpu={fields}"), "--format=csv".into()];
+    vec![Job { name: "nvidia-smi".into(), command, ..Job::default() }]
 }
 
 /// Steps that the profiler looks at: those that the emulator has counted.
@@ -296,7 +305,7 @@ fn rows_of_output(part: &str, done: &Done) -> Vec<Value> {
             }
             vec![row]
         }
-        "device" if done.name == "nvidia-smi" => {
+        _ if done.name == "nvidia-smi" => {
             vec![json!({ "job": done.name, "text": tail(&done.output, 4) })]
         }
         _ => Vec::new(),
