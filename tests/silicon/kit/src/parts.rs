@@ -106,7 +106,7 @@ impl Kit<'_> {
         job
     }
 
-    fn new(&self, name: &'static str, title: &'static str, limit: u64) -> Part {
+    fn prepared(&self, name: &'static str, title: &'static str, limit: u64) -> Part {
         let mut part = Part { name, title, limit, together: false, jobs: Vec::new(), notes: Vec::new() };
         match name {
             "device" => {
@@ -330,14 +330,16 @@ fn run_part(kit: &Kit, part: Part, limit: Duration, work: &Path) -> Outcome {
     let mut jobs = part.jobs;
     let mut done = run(&jobs, part.together, limit, &folder);
     // A profiler of another version may not know a metric: then what it knows by sections.
-    if part.name == "ncu" && !done.is_empty() && done.iter().all(|done| ncu::launches(&done.output).is_empty()) {
-        if let (Some(profiler), Some(left)) = (jobs[0].command.first().cloned(), limit.checked_sub(start.elapsed())) {
-            outcome.notes.push(format!("by sections, since the metrics gave nothing:\n{}", tail(&done[0].output, 8)));
-            let mut command = vec![profiler];
-            command.extend(ncu::arguments(true));
-            jobs = STEPS.iter().map(|(name, flags)| kit.under(name, &command, "step", flags)).collect();
-            done = run(&jobs, false, left, &folder);
-        }
+    if part.name == "ncu"
+        && done.iter().all(|done| ncu::launches(&done.output).is_empty())
+        && let (Some(first), Some(left)) = (jobs.first(), limit.checked_sub(start.elapsed()))
+    {
+        let profiler = first.command[0].clone();
+        outcome.notes.push(format!("by sections, since the metrics gave nothing:\n{}", tail(&done[0].output, 8)));
+        let mut command = vec![profiler];
+        command.extend(ncu::arguments(true));
+        jobs = STEPS.iter().map(|(name, flags)| kit.under(name, &command, "step", flags)).collect();
+        done = run(&jobs, false, left, &folder);
     }
     for (job, done) in jobs.iter().zip(done) {
         outcome.rows.extend(rows_of(job, &done));
@@ -388,7 +390,7 @@ pub fn run_all(options: &Options) -> Result<bool, String> {
             Outcome { name, title, jobs: Vec::new(), rows: Vec::new(), notes, seconds: 0.0 }
         } else {
             println!("{name}…");
-            let part = kit.new(name, title, limit);
+            let part = kit.prepared(name, title, limit);
             let limit = Duration::from_secs(part.limit.min(left));
             run_part(&kit, part, limit, &options.work)
         };
