@@ -191,8 +191,8 @@ impl MarginLossBuilder {
         self
     }
 
-    /// Whether a loss keeps its workspace on a CUDA device from one call to the next, one for each stream that it is used on, until it is dropped.
-    /// Default false: a call allocates its workspace and gives it back in the stream's order.
+    /// Whether a loss keeps its workspace on a CUDA device from one call to the next, one for each stream that it is used on and for each call that is
+    /// made there at the same time, until it is dropped. Default false: a call allocates its workspace and gives it back in the stream's order.
     ///
     /// It is as large as the largest call needed, rounded up to a power of two, and what was outgrown stays, too; together less than four times the
     /// budget. A CUDA graph of a step then needs the loss as long as it is launched. On the CPU workspaces are always kept.

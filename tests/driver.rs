@@ -246,6 +246,33 @@ fn captures_on_both_kinds_of_device() -> Result<()> {
     Ok(())
 }
 
+/// Threads on a device with one stream for all of them, with a loss that keeps its workspace: what one call has put into the stream and is still to read
+/// is not the next one's.
+#[test]
+fn threads_share_a_stream_and_a_workspace() -> Result<()> {
+    let _alone = alone();
+    let gpu = Device::new_cuda_with_stream(0)?;
+    let (n, c, d) = (5, 1500, 20);
+    let loss = dbm(c)?.streaming(true).keep_workspace(true).check_labels(false).build()?;
+    let work = |seed: u64| -> Result<()> {
+        let inputs = inputs(n, c, d, seed)?;
+        let expected = off_tape(&loss, &inputs.on(&Device::Cpu)?)?;
+        let there = inputs.on(&gpu)?;
+        for _ in 0..8 {
+            let found = off_tape(&loss, &there)?;
+            assert!(distance(&found.dx, &expected.dx) <= 1e-4 * size(&expected.dx));
+            assert!(distance(&found.dw, &expected.dw) <= 1e-4 * size(&expected.dw));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads = [1, 2, 3].map(|seed| scope.spawn(move || work(seed).map_err(|error| error.to_string())));
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap())
+    })?;
+    Ok(())
+}
+
 /// Runs the test `name` again in a process of its own, with what the emulated driver is told by `variables`; None in that process, or where the driver is
 /// another one.
 fn in_a_process_of_its_own(name: &str, variables: &[(&str, &str)]) -> Result<Option<String>> {

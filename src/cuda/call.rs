@@ -49,12 +49,16 @@ impl Call<'_> {
         if wanted == 0 {
             return Ok(0);
         }
-        let base = match self.workspaces {
-            Some(pool) => pool.lend(self.stream, wanted)?,
-            None => match &self.memory {
-                Some(memory) if memory.bytes >= wanted => memory.address,
-                _ => self.memory.insert(Memory::new(self.stream, wanted)?).address,
-            },
+        let base = match &self.memory {
+            Some(memory) if memory.bytes >= wanted => memory.address,
+            _ => {
+                self.release();
+                let memory = match self.workspaces {
+                    Some(pool) => pool.lend(self.stream, wanted)?,
+                    None => Memory::new(self.stream, wanted)?,
+                };
+                self.memory.insert(memory).address
+            }
         };
         if let Some(states) = self.states {
             states.point_at(base, &mut self.arguments);
@@ -67,10 +71,23 @@ impl Call<'_> {
         Ok(base)
     }
 
+    /// Gives the workspace back: all that has it is in the stream.
+    fn release(&mut self) {
+        if let (Some(memory), Some(pool)) = (self.memory.take(), self.workspaces) {
+            pool.give_back(memory);
+        }
+    }
+
     /// Sets the addresses of the gradients `out`.
     pub fn set_gradients(&mut self, dx: u64, dw: u64, out: Gradients) {
         (self.arguments.dx, self.arguments.dw) = (dx as _, dw as _);
         self.arguments.wide_gradients = (!out.are_of(self.problem)).into();
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 

@@ -64,13 +64,32 @@ pub(super) fn is_per_thread(stream: &CudaStream) -> bool {
 /// Whose memory: a stream's, and of a stream that each thread has, a thread's.
 type Owner = (Arc<CudaStream>, Option<ThreadId>);
 
-/// The workspaces of a loss that keeps them. Calls on one stream follow each other, and share one; so do a graph's replays with what comes after.
+/// The workspaces of a loss that keeps them, where no call has them. Calls on one stream follow each other and take the same one, but for what several
+/// threads put there at once; a graph's replays follow, too.
 #[derive(Debug, Default)]
 pub(crate) struct WorkspacePool(Mutex<Vec<(Owner, Vec<Memory>)>>);
 
 impl WorkspacePool {
-    /// The address of at least `bytes` that stay as long as the pool.
-    pub(super) fn lend(&self, stream: &Arc<CudaStream>, bytes: usize) -> Result<u64> {
+    /// At least `bytes`, until they are given back: nothing of another call comes between the launches of this one.
+    pub(super) fn lend(&self, stream: &Arc<CudaStream>, bytes: usize) -> Result<Memory> {
+        let free = self.of(stream, |free| {
+            let at = free.iter().position(|memory| memory.bytes >= bytes)?;
+            Some(free.remove(at))
+        });
+        // Smaller ones stay, since a graph may have them: by powers of two, all of them together are no larger than the largest.
+        free.map_or_else(|| Memory::new(stream, bytes.next_power_of_two()), Ok)
+    }
+
+    /// What is put into the stream from now on may have it.
+    pub(super) fn give_back(&self, memory: Memory) {
+        let stream = memory.stream.clone();
+        self.of(&stream, |free| {
+            let at = free.partition_point(|other| other.bytes < memory.bytes);
+            free.insert(at, memory);
+        });
+    }
+
+    fn of<R>(&self, stream: &Arc<CudaStream>, work: impl FnOnce(&mut Vec<Memory>) -> R) -> R {
         let thread = is_per_thread(stream).then(|| std::thread::current().id());
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = all.iter().position(|((of, by), _)| of == stream && *by == thread);
@@ -78,15 +97,7 @@ impl WorkspacePool {
             all.push(((stream.clone(), thread), Vec::new()));
             all.len() - 1
         });
-        let owned = &mut all[at].1;
-        if let Some(last) = owned.last().filter(|last| last.bytes >= bytes) {
-            return Ok(last.address);
-        }
-        // Smaller ones stay, since a graph may have them: by powers of two, all of them together are no larger than the largest.
-        let memory = Memory::new(stream, bytes.next_power_of_two())?;
-        let address = memory.address;
-        owned.push(memory);
-        Ok(address)
+        work(&mut all[at].1)
     }
 }
 

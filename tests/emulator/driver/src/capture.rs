@@ -98,6 +98,8 @@ struct Kept {
     captures: HashMap<u64, Capture>,
     next: u64,
     graphs: HashMap<u64, Arc<Graph>>,
+    /// What was allocated and has not been freed, whether a stream has come to it or not
+    promised: HashSet<u64>,
     events: HashMap<u64, Recorded>,
     /// When the place of an event was reached, by its number
     times: HashMap<u64, Instant>,
@@ -199,9 +201,13 @@ pub(crate) fn allocate(device: &Device, stream: u64, size: usize) -> Outcome<u64
         streams::wait_for_all(device)?; // what waits to be freed may make room
     }
     let base = device.memory.promise(size)?;
-    if let Some((_, capture)) = lock(&KEPT).of(Stream::new(stream)) {
+    let mut kept = lock(&KEPT);
+    if let Some((_, capture)) = kept.of(Stream::new(stream)) {
         capture.graph.memory.push(base);
+    } else {
+        kept.promised.insert(base);
     }
+    drop(kept);
     put(device, stream, "cuMemAllocAsync", Box::new(move |device| Ok(device.memory.allocate_again(base)?)))?;
     Ok(base)
 }
@@ -209,8 +215,9 @@ pub(crate) fn allocate(device: &Device, stream: u64, size: usize) -> Outcome<u64
 /// Frees, when the stream comes to it or in each launch of the graph that is being captured. The stream may be another device's than the memory.
 pub(crate) fn free(stream: u64, base: u64) -> Outcome<()> {
     let device = devices().get(Memory::number_of(base)).unwrap_or(device());
-    if !is_capturing(stream) && device.memory.range(base).is_none() {
-        // It may be promised; if not, that is told at once.
+    let promised = lock(&KEPT).promised.remove(&base);
+    if !promised && !is_capturing(stream) && device.memory.range(base).is_none() {
+        // It may be a graph's that is still to run; if not, that is told at once.
         streams::wait(device, Stream::new(stream))?;
         if device.memory.range(base).is_none() {
             return Ok(device.memory.free(base)?);
