@@ -10,7 +10,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
-suites="cuda tf32 golden oracle gradient traps errors candle users companions"
+suites="cuda driver tf32 golden oracle gradient traps errors candle users companions row_margins"
 if [ "${1:-}" = --suites ]; then
     suites=$2
     shift 2
@@ -28,9 +28,9 @@ mkdir -p "$stage/bin" "$stage/suites" "$stage/ptx" "$stage/lib" "$stage/torch" "
 flags=""
 for suite in $suites; do flags="$flags --test $suite"; done
 # shellcheck disable=SC2086
-sh tests/emulator/run.sh cargo test --release --features cuda --no-run --message-format=json $flags >"$work/messages"
+sh tests/emulator/run.sh cargo test --release --features cuda --no-run --message-format=json-render-diagnostics $flags >"$work/messages"
 # As test.sh runs it.
-sh tests/emulator/run.sh cargo bench --features cuda --no-run --message-format=json --bench cuda >>"$work/messages"
+sh tests/emulator/run.sh cargo bench --features cuda --no-run --message-format=json-render-diagnostics --bench cuda >>"$work/messages"
 cargo build --release -p silicon-kit
 
 # The program of a target: KIND NAME.

@@ -56,9 +56,21 @@ find_library() {
     return 1
 }
 
-# The kit's libcuda.so asks for these names; where a machine has another version, a link has the name.
 found=""
 path=$here/lib
+# A library's folder is one to look into, unless the loader does so anyhow: named, it would come before what a tool brings for itself.
+look_beside() {
+    place=$(dirname "$1")
+    case $place in
+        /lib/x86_64-linux-gnu | /usr/lib/x86_64-linux-gnu | /lib64 | /usr/lib64) return 0 ;;
+    esac
+    case ":$path:" in
+        *":$place:"*) ;;
+        *) path=$path:$place ;;
+    esac
+}
+
+# The kit's libcuda.so asks for these names; where a machine has another version, a link has the name.
 while IFS= read -r name; do
     plain=${name%%.so.*}.so
     others="$plain.13 $plain.12 $plain"
@@ -67,10 +79,16 @@ while IFS= read -r name; do
     if library=$(find_library "$name" $others); then
         found="$found$name: $library; "
         [ "$(basename "$library")" = "$name" ] || ln -s "$library" "$links/$name"
-        case ":$path:" in
-            *":$(dirname "$library"):"*) ;;
-            *) path=$path:$(dirname "$library") ;;
-        esac
+        look_beside "$library"
+        # What cuBLAS asks for itself, of its own version; in python's packages that is elsewhere.
+        if [ "$plain" = libcublas.so ]; then
+            for beside in libcublasLt libcudart; do
+                if beside=$(find_library "$beside.so.${library##*.so.}"); then
+                    look_beside "$beside"
+                    found="$found$(basename "$beside"): $beside; "
+                fi
+            done
+        fi
     else
         found="$found$name: **not found**; "
         echo "run.sh: $name was found nowhere; looked into:" >&2

@@ -6,9 +6,11 @@ Appends a row of JSON as soon as it is measured. The loss's value is compared wi
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
+from contextlib import nullcontext
 
 import bench_torch
 import torch
@@ -46,15 +48,15 @@ class Clock:
         return {"median": statistics.median(times), "least": min(times), "most": max(times), "runs": len(times)}
 
 
-def measure(n, c, d, name, device, clock):
-    """The ways of one size, each a name and its row or the error."""
+def measure(n, c, d, name, device, clock, compile_it):
+    """The ways of one size, or the compiled one: each a name and its row or the error."""
     x, w, y, counts, class_margin, log_prior = bench_torch.make_inputs(n, c, d, DTYPES[name])
     config = {"margin": {"kind": "dbm", "k": bench_torch.K, "tau": 1.0}, "gate": "hard_positives", "scale": bench_torch.SCALE}
     config["prior"] = {"kind": "balanced_softmax", "tau": 1.0}
     x, w = (t.detach().to(device).requires_grad_() for t in (x, w))
     y, class_margin, log_prior = (t.to(device) for t in (y, class_margin, log_prior))
     # In float64 on the device: the reference on a host takes seconds at these sizes.
-    with torch.device(device):
+    with nullcontext() if device == "cpu" else torch.device(device):
         exact = margin_loss(x.detach().double(), w.detach().double(), y, config, counts).loss.item()
 
     def step(loss):
@@ -86,11 +88,9 @@ def measure(n, c, d, name, device, clock):
     def products():
         a @ b.T, g @ b, g.T @ a
 
-    ways = {
-        "PyTorch, eager": lambda: checked(bench_torch.eager_dbm_bs),
-        "PyTorch, three products": lambda: clock(products),
-        "PyTorch, compiled": compiled,
-    }
+    ways = {"PyTorch, eager": lambda: checked(bench_torch.eager_dbm_bs), "PyTorch, three products": lambda: clock(products)}
+    if compile_it:
+        ways = {"PyTorch, compiled": compiled}
     for way, work in ways.items():
         try:
             yield way, work()
@@ -107,12 +107,12 @@ def main():
     shapes, dtypes = (SHAPES[1:2], ["bf16"]) if options.reduced else (SHAPES, DTYPES)
     clock = Clock(options.device, *((1, 0) if options.reduced else (9, 10)))
     with open(options.rows, "a") as rows:
-        for name in dtypes:
-            for n, c, d in shapes:
-                for way, row in measure(n, c, d, name, options.device, clock):
-                    row = {"size": [n, c, d], "type": name, "way": way, "unit": "µs", **row, "torch": torch.__version__}
-                    print(json.dumps(row, ensure_ascii=False), flush=True)
-                    print(json.dumps(row, ensure_ascii=False), file=rows, flush=True)
+        # Compilations last: they take the time.
+        for compile_it, name, (n, c, d) in itertools.product((False, True), dtypes, shapes):
+            for way, row in measure(n, c, d, name, options.device, clock, compile_it):
+                row = {"size": [n, c, d], "type": name, "way": way, "unit": "µs", **row, "torch": torch.__version__}
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+                print(json.dumps(row, ensure_ascii=False), file=rows, flush=True)
 
 
 if __name__ == "__main__":

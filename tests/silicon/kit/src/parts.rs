@@ -72,7 +72,7 @@ const PARTS: [(&str, &str, u64); 11] = [
     ("suites", "The suites", 90),
     ("sanitizer", "The vendor's checkers", 60),
     ("times", "Times", 90),
-    ("torch", "PyTorch", 45),
+    ("torch", "PyTorch", 65),
     ("ncu", "The profiler's counters", 40),
     ("graph", "Capture and replay", 15),
     ("large", "Beyond 32 bits", 60),
@@ -106,15 +106,12 @@ impl Kit<'_> {
         job
     }
 
-    fn new(&self, name: &'static str, title: &'static str, limit: u64) -> Part {
+    fn prepared(&self, name: &'static str, title: &'static str, limit: u64) -> Part {
         let mut part = Part { name, title, limit, together: false, jobs: Vec::new(), notes: Vec::new() };
         match name {
             "device" => {
                 part.jobs.push(self.part("device", "device", &[]));
-                self.tool(&mut part, "nvidia-smi", |smi| {
-                    let fields = "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,power.limit,mig.mode.current";
-                    vec![Job { name: "nvidia-smi".into(), command: vec![smi, format!("--query-gpu={fields}"), "--format=csv".into()], ..Job::default() }]
-                });
+                self.tool(&mut part, "nvidia-smi", state);
             }
             "load" => {
                 // The driver keeps what it has translated: here, in a folder that is empty at first.
@@ -165,6 +162,11 @@ impl Kit<'_> {
                     });
                 }
             },
+            "times" => {
+                part.jobs.push(self.part("times", "times", &[]));
+                // The clocks that it ends with.
+                self.tool(&mut part, "nvidia-smi", state);
+            }
             "ncu" => self.tool(&mut part, "ncu", |profiler| {
                 let mut command = vec![profiler];
                 command.extend(ncu::arguments(false));
@@ -206,7 +208,7 @@ impl Kit<'_> {
                 command.extend(["one_loss_on_every_device", "a_step_is_captured", "ties", "poles"].map(Into::into));
             }
             let job = Job { name: name.clone(), command, env: self.env.clone(), rows: None };
-            if ["cuda", "tf32"].contains(&name.as_str()) {
+            if ["cuda", "driver", "tf32"].contains(&name.as_str()) {
                 jobs.push(job);
                 continue;
             }
@@ -219,6 +221,13 @@ impl Kit<'_> {
         }
         jobs
     }
+}
+
+/// What the device does, as its driver's tool tells it.
+fn state(smi: String) -> Vec<Job> {
+    let fields = "name,driver_version,pstate,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw,power.limit";
+    let command = vec![smi, format!("--query-gpu={fields}"), "--format=csv".into()];
+    vec![Job { name: "nvidia-smi".into(), command, ..Job::default() }]
 }
 
 /// Steps that the profiler looks at: those that the emulator has counted.
@@ -296,7 +305,7 @@ fn rows_of_output(part: &str, done: &Done) -> Vec<Value> {
             }
             vec![row]
         }
-        "device" if done.name == "nvidia-smi" => {
+        _ if done.name == "nvidia-smi" => {
             vec![json!({ "job": done.name, "text": tail(&done.output, 4) })]
         }
         _ => Vec::new(),
@@ -321,14 +330,16 @@ fn run_part(kit: &Kit, part: Part, limit: Duration, work: &Path) -> Outcome {
     let mut jobs = part.jobs;
     let mut done = run(&jobs, part.together, limit, &folder);
     // A profiler of another version may not know a metric: then what it knows by sections.
-    if part.name == "ncu" && !done.is_empty() && done.iter().all(|done| ncu::launches(&done.output).is_empty()) {
-        if let (Some(profiler), Some(left)) = (jobs[0].command.first().cloned(), limit.checked_sub(start.elapsed())) {
-            outcome.notes.push(format!("by sections, since the metrics gave nothing:\n{}", tail(&done[0].output, 8)));
-            let mut command = vec![profiler];
-            command.extend(ncu::arguments(true));
-            jobs = STEPS.iter().map(|(name, flags)| kit.under(name, &command, "step", flags)).collect();
-            done = run(&jobs, false, left, &folder);
-        }
+    if part.name == "ncu"
+        && done.iter().all(|done| ncu::launches(&done.output).is_empty())
+        && let (Some(first), Some(left)) = (jobs.first(), limit.checked_sub(start.elapsed()))
+    {
+        let profiler = first.command[0].clone();
+        outcome.notes.push(format!("by sections, since the metrics gave nothing:\n{}", tail(&done[0].output, 8)));
+        let mut command = vec![profiler];
+        command.extend(ncu::arguments(true));
+        jobs = STEPS.iter().map(|(name, flags)| kit.under(name, &command, "step", flags)).collect();
+        done = run(&jobs, false, left, &folder);
     }
     for (job, done) in jobs.iter().zip(done) {
         outcome.rows.extend(rows_of(job, &done));
@@ -379,7 +390,7 @@ pub fn run_all(options: &Options) -> Result<bool, String> {
             Outcome { name, title, jobs: Vec::new(), rows: Vec::new(), notes, seconds: 0.0 }
         } else {
             println!("{name}…");
-            let part = kit.new(name, title, limit);
+            let part = kit.prepared(name, title, limit);
             let limit = Duration::from_secs(part.limit.min(left));
             run_part(&kit, part, limit, &options.work)
         };

@@ -173,7 +173,7 @@ impl Report {
             })?["median"]
                 .as_f64()
         };
-        for row in good(outcome) {
+        for row in good(outcome).filter(|row| row.get("text").is_none()) {
             let micros = row["median"].as_f64();
             let prediction = self.predicted(row);
             let way = row["way"].as_str().unwrap_or_default();
@@ -196,6 +196,9 @@ impl Report {
                 optional(micros.zip(floor).map(|(now, floor)| now / floor)),
             );
         }
+        for said in outcome.rows.iter().filter_map(|row| row["text"].as_str()) {
+            let _ = writeln!(text, "\nRight after:\n\n```\n{said}\n```");
+        }
     }
 
     /// Steps of this crate's that another part has timed.
@@ -216,7 +219,7 @@ impl Report {
 
     fn counters(&self, text: &mut String, outcome: &Outcome) {
         text.push_str("| step | | device | emulator | over it |\n|---|---|---:|---:|---:|\n");
-        for row in good(outcome) {
+        for row in good(outcome).filter(|row| row.get("sum").is_some()) {
             let job = row["job"].as_str().unwrap_or_default();
             let counted = self.figures.as_array().and_then(|all| {
                 all.iter().find(|of| {
@@ -369,7 +372,7 @@ fn check(text: &mut String, outcome: &Outcome) {
     let mut groups: Vec<(String, String, Vec<&Value>)> = Vec::new();
     for row in &outcome.rows {
         let (of, way) = (plain(&row["type"]), plain(&row["way"]));
-        match groups.iter_mut().find(|(a, b, _)| (&*a, &*b) == (&of, &way)) {
+        match groups.iter_mut().find(|(a, b, _)| *a == of && *b == way) {
             Some((_, _, rows)) => rows.push(row),
             None => groups.push((of, way, vec![row])),
         }
