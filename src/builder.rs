@@ -6,6 +6,9 @@ use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient
 use crate::options::{ClassWeights, LARGEST, LabelCheck, OUT, Params, Path, Prior, Reduction};
 use crate::row_loss::RowLoss;
 
+/// The smallest q: below it 1 − p^q has few digits, and none at last.
+const LEAST_Q: f64 = 1e-6;
+
 /// The largest λ: ψ′ is in λ·A/2, and is to leave room in single precision.
 const MOST_STRENGTH: f64 = 1e6;
 
@@ -260,10 +263,7 @@ impl MarginLossBuilder {
             }
             RowLoss::Focal { gamma } => drop(range("the focal loss: γ", gamma, 0.0, 100.0)?),
             RowLoss::Poly1 { epsilon } => drop(range("Poly-1: ε", epsilon, -1.0, 1e6)?),
-            RowLoss::Generalized { q } if q > 0.0 && q <= 1.0 => {}
-            RowLoss::Generalized { q } => {
-                return Err(Error::Option(format!("generalised cross-entropy: q must be in 0 < q ≤ 1, it is {q}")));
-            }
+            RowLoss::Generalized { q } => drop(range("generalised cross-entropy: q", q, LEAST_Q, 1.0)?),
         }
         if self.angle_range == Some(AngleRange::Linear) && m1 != 1.0 {
             return Err(Error::Option(format!(

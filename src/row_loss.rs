@@ -20,7 +20,7 @@ pub enum RowLoss {
     },
     /// (1 − p^q)/q, generalised cross-entropy (Zhang and Sabuncu 2018): cross-entropy as q → 0, the mean absolute error at 1.
     Generalized {
-        /// q, 0 < q ≤ 1. The paper uses 0.7.
+        /// q, 10⁻⁶ ≤ q ≤ 1. The paper uses 0.7.
         q: f64,
     },
 }

@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Tensor};
 use candle_margin_loss::{
     AngleRange, ClassCounts, ClassWeights, CosineClassifier, InstanceGate, LossSchedule, Margin, MarginLoss,
-    MarginLossBuilder, Prior, TargetGradient,
+    MarginLossBuilder, Prior, RowLoss, TargetGradient,
 };
 use common::device;
 
@@ -265,6 +265,15 @@ fn options_out_of_range_or_senseless() {
         ),
         (new().label_smoothing(1.0), "margin loss: the label smoothing α must be in 0 ≤ α < 1, it is 1"),
         (new().label_smoothing(f64::NAN), "margin loss: the label smoothing α must be in 0 ≤ α < 1, it is NaN"),
+        (
+            new().row_loss(RowLoss::Generalized { q: 0.0 }),
+            "margin loss: generalised cross-entropy: q must be in 0.000001..=1, it is 0",
+        ),
+        // 1 − p^q has no digits there: NaN.
+        (
+            new().row_loss(RowLoss::Generalized { q: 1e-20 }),
+            "margin loss: generalised cross-entropy: q must be in 0.000001..=1, it is 0.00000000000000000001",
+        ),
         // Without the counts they need.
         (MarginLoss::builder(3).margin(Margin::Dbm { k: 0.1, tau: 1.0 }), "margin loss: DBM needs class counts"),
         (MarginLoss::builder(3).margin(Margin::Ldam { max_m: 0.5 }), "margin loss: LDAM needs class counts"),

@@ -124,6 +124,10 @@ fn lists_broken() {
         write_lists(&folder, text);
         has(read(&folder, 8), parts);
     }
+    // A line however long is one that can be read.
+    write_lists(&folder, &format!("a.jpg 0\n{} x\n", "b".repeat(100_000)));
+    has(read(&folder, 8), &["line 2", "bbb…bbb", "not a whole number from 0"]);
+    assert!(read(&folder, 8).err().unwrap().to_string().chars().count() < 600);
     std::fs::write(folder.join(IMAGENET_LT.train), b"a.jpg 0\n\xff\xd8 1\n").unwrap();
     has(read(&folder, 8), &["ImageNet_LT_train.txt: not a text file"]);
     // A class that only the test has.

@@ -25,8 +25,19 @@ pub enum DataError {
 
 impl DataError {
     pub fn corrupt(path: &Path, what: impl Into<String>) -> Self {
-        Self::Corrupt { path: path.to_path_buf(), what: what.into() }
+        Self::Corrupt { path: path.to_path_buf(), what: short(&what.into()) }
     }
+}
+
+/// On one line, and the middle left out of what quotes a long one of a file.
+fn short(what: &str) -> String {
+    const MOST: usize = 240;
+    let letters: Vec<char> = what.split_whitespace().collect::<Vec<_>>().join(" ").chars().collect();
+    if letters.len() <= MOST {
+        return letters.into_iter().collect();
+    }
+    let (start, end) = (&letters[..MOST / 2], &letters[letters.len() - MOST / 2..]);
+    start.iter().chain(&['…']).chain(end).collect()
 }
 
 /// Images with their labels.

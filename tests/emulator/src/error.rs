@@ -40,6 +40,17 @@ pub enum Error {
     Host(String),
 }
 
+/// On one line, and the middle left out of what quotes a long word of the text.
+fn short(message: &str) -> String {
+    const MOST: usize = 200;
+    let letters: Vec<char> = message.split_whitespace().collect::<Vec<_>>().join(" ").chars().collect();
+    if letters.len() <= MOST {
+        return letters.into_iter().collect();
+    }
+    let (start, end) = (&letters[..MOST / 2], &letters[letters.len() - MOST / 2..]);
+    start.iter().chain(&['…']).chain(end).collect()
+}
+
 impl Error {
     /// The `CUresult` that a driver returns for it.
     pub fn code(&self) -> u32 {
@@ -61,7 +72,7 @@ impl Error {
     }
 
     pub(crate) fn syntax(line: u32, message: impl Into<String>) -> Self {
-        Error::Syntax { line, message: message.into() }
+        Error::Syntax { line, message: short(&message.into()) }
     }
 }
 

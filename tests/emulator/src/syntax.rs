@@ -797,5 +797,9 @@ mod tests {
         }
         let error = parse(".bogus 1;").unwrap_err();
         assert_eq!(error.to_string(), "PTX line 1: unknown directive `.bogus`");
+        for word in [format!("\"\n{}\"", "x\n".repeat(5000)), format!(".{}", "y".repeat(10_000))] {
+            let error = parse(&word).unwrap_err().to_string();
+            assert!(!error.contains('\n') && error.chars().count() < 300, "{error}");
+        }
     }
 }
