@@ -40,6 +40,7 @@ train --resume
 if [ "$nvcc" = yes ]; then
     skip "tests/traps.rs on CUDA: N·C = 4.4·10⁹" "an emulated device takes hours"
     skip "tests/gradient.rs and oracle.rs on CUDA: two of four sizes, 100 of 400 random cases" "minutes of emulation"
+    skip "tests/silicon: all suites, sizes that are no emulated device's" "sh tests/silicon/pack.sh makes them, a machine with a GPU runs them"
     skip "tests/figures.rs: N, C, D = 256, 8142, 2048; 256, 1000, 2048 in f32" "half an hour of emulation; MARGIN_LOSS_RECORD=1 runs them"
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
     suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users"
@@ -64,6 +65,8 @@ if [ "$nvcc" = yes ]; then
     sh tests/emulator/run.sh cargo bench --features cuda --bench cuda -- --test
     sh tests/emulator/run.sh cargo run --release --features cuda --example longtail -- --device cuda --classes 10 --renderings 1 --epochs 2 \
         --losses ce,dbm-bs --seeds 1 --hidden 32 --features 16 --test-per-class 2 --side 10 --out target/longtail-cuda
+    # The kit for a machine with a GPU, packed, unpacked and run.
+    sh tests/silicon/test.sh
     printf '\nCUDA kernels, and the suites with the streaming kernels:\n'
     if wait "$streaming"; then failed=0; else failed=1; fi
     cat target/test-logs/streaming
@@ -83,6 +86,10 @@ if [ -n "$python" ]; then
     "$python" -c 'import pytorch_metric_learning.losses' 2>/dev/null ||
         skip "python-ref/test_metric_learning.py" "no pytorch-metric-learning; python-ref/README.md says how to install it"
     "$python" -m pytest -q python-ref
+    rows=$(mktemp)
+    PYTHONPATH=python-ref "$python" tests/silicon/torch_step.py --rows "$rows" --reduced --device cpu
+    grep -q '"way": "PyTorch, eager".*"median"' "$rows"
+    rm "$rows"
 else
     skip "python-ref/test_reference.py" "no python3 with torch, numpy and pytest; python-ref/README.md says how to install them"
 fi

@@ -136,8 +136,8 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
     })
 }
 
-/// F from −ln p, (V).
-fn row_loss(row_loss: RowLoss, nll: &Tensor) -> Result<Tensor> {
+/// F from −ln p, of any shape.
+pub(crate) fn row_loss(row_loss: RowLoss, nll: &Tensor) -> Result<Tensor> {
     let away = || 1.0 - nll.neg()?.exp()?; // 1 − p
     match row_loss {
         RowLoss::CrossEntropy => Ok(nll.clone()),

@@ -665,8 +665,10 @@ fn ncl_knows_every_margin() -> Result<()> {
     let (x, w) = (&problem.tensors["x"], &problem.tensors["w"]);
     let mut taken = 0;
     for (name, builder) in common::builders(6) {
-        let Ok(builder) = builder.build().map(Ncl::builder) else { continue };
-        let Ok(ncl) = builder.hard_classes(6).build() else { continue };
+        let loss = builder.build()?;
+        let takes_row_margins = loss.takes_row_margins();
+        let Ok(ncl) = Ncl::builder(loss).hard_classes(6).build() else { continue };
+        assert!(!takes_row_margins, "{name}: no call of NCL's brings them");
         let vars = [Var::from_tensor(x)?, Var::from_tensor(w)?];
         let output = ncl.output(&[(vars[0].as_tensor(), vars[1].as_tensor())], &problem.y)?;
         let (hard, all) = (flat(&output.hard)[0], flat(&output.individual[0].loss)[0]);

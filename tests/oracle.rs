@@ -148,7 +148,7 @@ fn property(n: usize, c: usize, d: usize, index: usize, seed: u64, weighted: boo
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if common::on_cuda() { 100 } else { 400 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if common::emulated() { 100 } else { 400 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_shape_option_and_type(

@@ -6,7 +6,7 @@ use candle_nn::ops::log_softmax;
 use super::shared::{
     balanced_softmax, check_alike, check_classification, check_weight, column, error, matrix, row, unit,
 };
-use crate::composed::margin_cosine;
+use crate::composed::{margin_cosine, row_loss};
 use crate::counts::ClassCounts;
 use crate::error::Result;
 use crate::loss::MarginLoss;
@@ -175,7 +175,7 @@ impl Ncl {
                 _ => Tensor::cat(&[&z_y, &z_hard.narrow(1, 1, k - 1)?], 1)?,
             };
             let nll = log_softmax(&margined, D::Minus1)?.narrow(1, 0, 1)?.neg()?; // (N, 1)
-            hard = (hard + nll.mean_all()?)?;
+            hard = (hard + row_loss(params.row_loss, &nll)?.mean_all()?)?;
             let (z, z_hard) = match self.margined_distillation {
                 false => (z, z_hard),
                 true => (is_target.where_cond(&margined.narrow(1, 0, 1)?.broadcast_as((n, classes))?, &z)?, margined),

@@ -25,9 +25,18 @@ pub fn device() -> Device {
     device.clone()
 }
 
-/// Whether the suites run on a CUDA device: what a test of the CPU path alone, or one too long for an emulated device, leaves out, saying so.
+/// Whether the suites run on a CUDA device: what a test of the CPU path alone leaves out, saying so.
 pub fn on_cuda() -> bool {
     device().is_cuda()
+}
+
+/// Whether that device is an emulated one, which takes hours for what a real one does in seconds.
+pub fn emulated() -> bool {
+    #[cfg(feature = "cuda")]
+    if let Ok(cuda) = device().as_cuda_device() {
+        return cuda.cuda_stream().context().name().is_ok_and(|name| name.starts_with("emulated"));
+    }
+    false
 }
 
 /// Whether the losses below take a device's streaming kernels only: `MARGIN_LOSS_STREAMING=1`.

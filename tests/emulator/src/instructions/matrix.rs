@@ -3,6 +3,7 @@
 use half::f16;
 use pulp::Arch;
 
+use super::adder::Adder;
 use super::{Decoded, seen, with_poison};
 use crate::error::FaultKind;
 use crate::lanes::{L32, L64, LANES, Lanes};
@@ -248,7 +249,17 @@ impl Product {
                 };
             }
         }
-        Arch::new().dispatch(Multiply { a: &left, b: &right, c: &mut sums, k: self.k });
+        match Adder::asked_for() {
+            None => Arch::new().dispatch(Multiply { a: &left, b: &right, c: &mut sums, k: self.k }),
+            Some(adder) => {
+                for (a, sums) in left.iter().zip(&mut sums) {
+                    for (j, sum) in sums.iter_mut().enumerate() {
+                        let products = a[..self.k].iter().zip(&right).map(|(&a, b)| (a, b[j]));
+                        *sum = adder.sum(self.element == Element::Tf32, *sum, products);
+                    }
+                }
+            }
+        }
         let mut d = [[0; LANES]; 4];
         for lane in 0..LANES {
             for i in 0..4 {

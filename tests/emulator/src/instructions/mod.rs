@@ -8,6 +8,7 @@ use crate::step::{Done, Execute, Next, Step};
 
 #[macro_use]
 mod lanewise;
+mod adder;
 mod async_copy;
 mod atomics;
 mod barrier;
