@@ -24,13 +24,17 @@ mod cuda {
 
     const KERNELS: [&str; 4] = ["stream_forward", "stream_backward", "fused_step", "scale"];
 
+    /// Set, the PTX has line numbers, which are a third of it: the emulated device names lines by them.
+    const LINES: &str = "MARGIN_LOSS_LINEINFO";
+
     /// The least that the kernels run on: bf16 arithmetic, `cp.async`, `mma` of bf16 and tf32. PTX is of it, and so for all that came after.
     const LEAST_CAPABILITY: u32 = 80;
     /// What `MARGIN_LOSS_CUDA_TARGETS=all` builds machine code for.
     const ALL: [u32; 6] = [80, 86, 89, 90, 100, 120];
 
     pub fn build() {
-        for variable in ["CUDA_COMPUTE_CAP", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "NVCC", "MARGIN_LOSS_CUDA_TARGETS"]
+        for variable in
+            ["CUDA_COMPUTE_CAP", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "NVCC", "MARGIN_LOSS_CUDA_TARGETS", LINES]
         {
             println!("cargo::rerun-if-env-changed={variable}");
         }
@@ -174,12 +178,18 @@ mod cuda {
         entries
     }
 
+    /// The targets that an entry has machine code for. What is in f64 is for checks of gradients: PTX alone.
+    fn targets_of<'a>(module: &Module, targets: &'a [u32]) -> &'a [u32] {
+        if module.entry.ends_with("_f64") { &[] } else { targets }
+    }
+
     /// Writes each module as the library includes it: `ENTRY.ptx` and, for each target, `ENTRY.sm_80.cubin`, deflated.
     fn compile(modules: &[Module], targets: &[u32], out: &Path) {
         let folder = out.join("modules");
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("OUT_DIR can be written");
         let left = Mutex::new(modules.iter());
+        let with_lines = std::env::var_os(LINES).is_some();
         // As many at once as cargo gives build scripts.
         let jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
         std::thread::scope(|scope| {
@@ -188,17 +198,20 @@ mod cuda {
                     loop {
                         let next = left.lock().expect("no job has failed").next();
                         let Some(module) = next else { break };
-                        let ptx = folder.join(format!("{}.ptx", module.entry));
-                        std::fs::write(&ptx, &module.text).expect("OUT_DIR can be written");
+                        let write =
+                            |file: &Path, text: &str| std::fs::write(file, text).expect("OUT_DIR can be written");
                         let plain = folder.join(format!("{}.plain.ptx", module.entry));
-                        std::fs::write(&plain, without_lines(&module.text)).expect("OUT_DIR can be written");
-                        for target in targets {
+                        let plain_text = without_lines(&module.text);
+                        write(&plain, &plain_text);
+                        for target in targets_of(module, targets) {
                             let cubin = folder.join(format!("{}.sm_{target}.cubin", module.entry));
                             let arch = format!("-arch=sm_{target}");
                             run(nvcc().arg("--cubin").arg(arch).arg("-o").arg(&cubin).arg(&plain));
                             deflate(&cubin);
                         }
                         let _ = std::fs::remove_file(plain);
+                        let ptx = folder.join(format!("{}.ptx", module.entry));
+                        write(&ptx, if with_lines { &module.text } else { &plain_text });
                         deflate(&ptx);
                     }
                 });
@@ -216,19 +229,19 @@ mod cuda {
     /// In place.
     fn deflate(file: &Path) {
         let bytes = std::fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        // Level 6 is a tenth smaller and takes three times as long.
-        std::fs::write(file, miniz_oxide::deflate::compress_to_vec(&bytes, 3)).expect("OUT_DIR can be written");
+        std::fs::write(file, miniz_oxide::deflate::compress_to_vec(&bytes, 6)).expect("OUT_DIR can be written");
     }
 
     /// Writes the table of what there is.
     fn table(modules: &[Module], targets: &[u32], out: &Path) {
         let mut text = String::from("const COMPILED: &[Compiled] = &[\n");
-        for Module { entry, .. } in modules {
+        for module in modules {
+            let entry = &module.entry;
             let _ = write!(
                 text,
                 "    Compiled {{ entry: \"{entry}\", ptx: include_bytes!(\"modules/{entry}.ptx\"), cubins: &["
             );
-            for target in targets {
+            for target in targets_of(module, targets) {
                 let _ = write!(text, "({target}, include_bytes!(\"modules/{entry}.sm_{target}.cubin\")), ");
             }
             text.push_str("] },\n");

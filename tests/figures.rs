@@ -68,6 +68,7 @@ impl Step {
 }
 
 struct Counters {
+    gpu: Device,
     path: std::path::PathBuf,
     seen: usize,
 }
@@ -75,6 +76,7 @@ struct Counters {
 impl Counters {
     fn step(&mut self, work: impl FnOnce() -> Result<()>) -> Result<Step> {
         work()?;
+        self.gpu.synchronize()?;
         let text = std::fs::read_to_string(&self.path)?;
         let all: Vec<Counted> = text.lines().map(serde_json::from_str).collect::<std::result::Result<_, _>>()?;
         let (mut launches, mut products) = (Vec::new(), Vec::new());
@@ -126,7 +128,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
     let recorded_path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/figures.md");
     let recorded = std::fs::read_to_string(recorded_path).unwrap_or_default();
 
-    let mut counted = Counters { path: path.clone(), seen: 0 };
+    let mut counted = Counters { gpu: gpu.clone(), path: path.clone(), seen: 0 };
     let mut rows = Vec::new();
     // The last column: whether only MARGIN_LOSS_RECORD runs it, for its minutes of emulation.
     let sizes = [

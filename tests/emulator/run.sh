@@ -45,8 +45,8 @@ if [ -z "${LIBCLANG_PATH:-}" ] && ! ls /usr/lib/llvm*/lib /usr/lib/*-linux-gnu 2
 fi
 # A result that nobody has written is a mistake of what is tested here.
 export PTX_EMULATOR_UNWRITTEN="${PTX_EMULATOR_UNWRITTEN:-error}"
-# The emulated device takes PTX alone: no machine code is built for it.
-export MARGIN_LOSS_CUDA_TARGETS="${MARGIN_LOSS_CUDA_TARGETS:-none}"
+# The emulated device takes PTX alone, for which no machine code is built, and names lines.
+export MARGIN_LOSS_CUDA_TARGETS="${MARGIN_LOSS_CUDA_TARGETS:-none}" MARGIN_LOSS_LINEINFO=1
 export CUDA_COMPUTE_CAP="${CUDA_COMPUTE_CAP:-80}" CUDAFORGE_THREADS="${CUDAFORGE_THREADS:-2}"
 export LIBRARY_PATH="$home/lib${LIBRARY_PATH:+:$LIBRARY_PATH}" LD_LIBRARY_PATH="$home/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 exec "$@"
