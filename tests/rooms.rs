@@ -226,6 +226,7 @@ fn roots() -> Vec<PathBuf> {
         .iter()
         .map(|folder| here.join(folder).join("lib.rs"))
         .collect();
+    roots.push(here.join("tests/silicon/kit/src/main.rs"));
     for folder in ["examples", "benches", "tests"] {
         for entry in std::fs::read_dir(here.join(folder)).into_iter().flatten().flatten() {
             let path = entry.path();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::parts::{Outcome, Verdict};
+use crate::outcome::{Outcome, Verdict};
 use crate::process::{End, tail};
 
 pub struct Report {
