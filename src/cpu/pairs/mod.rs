@@ -200,7 +200,7 @@ impl Engine<bf16, bf16> for Pairs {
         }
         weight.resize(count * d, 0.0);
         let weight = &mut weight[..count * d];
-        let g = Left::new(cast_slice(&**cosines), count, rows, 2 * rows, 2); // (classes, R)
+        let g = Left::new(cast_slice(cosines), count, rows, 2 * rows, 2); // (classes, R)
         product(weight, g, block.unit, d, Store::Write);
         for &(j, i, residual) in residuals.iter() {
             feature(call, block, i, row);
