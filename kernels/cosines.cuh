@@ -168,12 +168,10 @@ struct CosineTile {
     __device__ void add_up(const MarginLossCall &call, i64 class0, const Sums &cosines) {
         constexpr int ROWS = Sums::ROWS, COLUMNS = Sums::COLUMNS;
         Place place;
-        T scale = scale2<T>(call.options), prior[COLUMNS], not_there = T(0); // what NOT_THERE takes from a total
+        T scale = scale2<T>(call.options), prior[COLUMNS];
+        bool smoothed = call.options.label_smoothing > 0.0;
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) {
-            prior[j] = prior2[place.column(j)];
-            not_there -= prior[j] == T(-INFINITY) ? T(NOT_THERE) : T(0);
-        }
+        for (int j = 0; j < COLUMNS; j++) prior[j] = prior2[place.column(j)];
         auto over_row = [](auto value, auto with) {
 #pragma unroll
             for (int offset = 1; offset < Sums::ROW_LANES; offset *= 2) value = with(value, __shfl_xor_sync(~0u, value, offset));
@@ -185,7 +183,7 @@ struct CosineTile {
         for (int i = 0; i < ROWS; i++) {
             int row = place.row(i), target_number = place.number_of(target_in(class0, row));
             const T *c = cosines.at;
-            T max = T(-INFINITY), target = T(0), total = not_there, sum = T(0), weighted = T(0), z[COLUMNS];
+            T max = T(-INFINITY), target = T(0), total = T(0), sum = T(0), weighted = T(0), z[COLUMNS];
             // The best of each half of this thread's columns, which come in order; the lowest column wins a tie.
             T best = T(-INFINITY), best_of[2] = {best, best};
             int best_column = TILE, column_of[2] = {TILE, TILE};
@@ -194,7 +192,6 @@ struct CosineTile {
             for (int j = 0; j < COLUMNS; j++) {
                 T own = c[cosines.index(i, j)];
                 z[j] = fma(scale, own, prior[j]);
-                total += own;
                 int half = j / (COLUMNS / 2);
                 bool better = own > best_of[half];
                 best_of[half] = better ? own : best_of[half], column_of[half] = better ? place.column(j) : column_of[half];
@@ -206,7 +203,13 @@ struct CosineTile {
                     target = is_target ? c[cosines.index(i, j)] : target;
                     z[j] = is_target ? T(-INFINITY) : z[j];
                 }
-                total -= target;
+            }
+            if (smoothed) {
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) {
+                    bool other = j != target_number && prior[j] != T(-INFINITY); // a class that is there, and not the target
+                    total += other ? c[cosines.index(i, j)] : T(0);
+                }
             }
 #pragma unroll
             for (int half = 0; half < 2; half++) {

@@ -1,5 +1,6 @@
 //! Every instruction set that the CPU path's sweeps are compiled for gives the same bits: each fused multiply-add is one, by hardware or by `libm`, and
-//! no sum depends on the width of a vector. `gemm` chooses its own kernels, which stay those of the machine.
+//! no sum depends on the width of a vector. `gemm` chooses its own kernels, which stay those of the machine. Where bf16 has products of its own, under
+//! v4, it rounds elsewhere: tests/oracle.rs and users.rs hold its errors.
 #![allow(missing_docs)]
 
 mod common;
@@ -37,6 +38,13 @@ fn of_this_process() -> Result<()> {
     Ok(())
 }
 
+fn has_products_of_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
 #[test]
 fn every_instruction_set_gives_the_same_bits() -> Result<()> {
     if on_cuda() {
@@ -57,7 +65,12 @@ fn every_instruction_set_gives_the_same_bits() -> Result<()> {
     assert_eq!(scalar.len(), 8, "{scalar:?}");
     for tier in ["v3", "v4"] {
         match under(tier)? {
-            Some(lines) => assert_eq!(lines, scalar, "{tier}"),
+            Some(lines) => {
+                for (line, scalar) in lines.iter().zip(&scalar) {
+                    let own_products = tier == "v4" && has_products_of_bf16() && line.contains("BF16");
+                    assert_eq!(line != scalar, own_products, "{tier}: {line}, scalar {scalar}");
+                }
+            }
             None => println!("SKIPPED {tier}: this machine has not got it"),
         }
     }

@@ -3,7 +3,9 @@
 //! X and W go into the products as they are; their norms are applied to the results: c_ij = ρ_i·σ_j·(x_i·w_j), ρ_i = 1/‖x_i‖, σ_j = 1/‖w_j‖. g is
 //! divided by the norms of its row and of its class before it is rounded, g′_ij = ρ_i·σ_j·g_ij, so that one g′ serves both products:
 //!
-//!     dX_i = Σ_j g′_ij·w_j − ρ_i·(Σ_j g′_ij·c_ij/σ_j)·x_i        dW_j = Σ_i g′_ij·x_i − σ_j·(Σ_i g′_ij·c_ij/ρ_i)·w_j
+//! ```text
+//! dX_i = Σ_j g′_ij·w_j − ρ_i·(Σ_j g′_ij·c_ij/σ_j)·x_i        dW_j = Σ_i g′_ij·x_i − σ_j·(Σ_i g′_ij·c_ij/ρ_i)·w_j
+//! ```
 //!
 //! g′ is rounded once to bf16, and the projections' sums take it as it was rounded. What rounding takes off the targets' g′, which are large and are
 //! to cancel near a pole, is added in f32. A row whose norm is beyond 2^±16 takes a power of two first, so that g′ has room.
