@@ -44,7 +44,7 @@ if [ "$nvcc" = yes ]; then
     skip "tests/silicon: all suites, sizes that are no emulated device's" "sh tests/silicon/pack.sh makes them, a machine with a GPU runs them"
     skip "tests/figures.rs: N, C, D = 256, 8142, 2048; 256, 1000, 2048 in f32" "half an hour of emulation; MARGIN_LOSS_RECORD=1 runs them"
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
-    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users"
+    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users --test row_margins"
     # shellcheck disable=SC2086
     cuda --no-run --lib --test cuda --test driver --test tf32 --test candle_cuda --test targets --test figures --test sass --test train $suites
     mkdir -p target/test-logs
@@ -55,7 +55,7 @@ if [ "$nvcc" = yes ]; then
         PTX_EMULATOR_MULTIPROCESSORS=1 cuda --test cuda
         export PTX_EMULATOR_MULTIPROCESSORS=1 MARGIN_LOSS_DEVICE=cuda MARGIN_LOSS_STREAMING=1
         cuda --test golden --test oracle -- f64 lower
-        cuda --test gradient --test errors --test traps --test candle --test users
+        cuda --test gradient --test errors --test traps --test candle --test users --test row_margins
     ) >target/test-logs/streaming 2>&1 &
     streaming=$!
     # shellcheck disable=SC2086

@@ -83,14 +83,16 @@ MUTANTS = [
     ("common.cuh", "i < count ?", "i <= count ?", 0),
     ("cosines.cuh", "row0 + r < call.n ? label_of(call, row0 + r) : BAD_LABEL", "label_of(call, row0 + r)", 0),
     ("cosines.cuh", "bool there = class0 + j < call.c;", "bool there = true;", 0),
-    ("cosines.cuh", "z[j] = is_target ? T(-INFINITY) :", "z[j] =", 0), ("cosines.cuh", "total += is_target ? T(0) : own;", "total += own;", 0),
-    ("gradient.cuh", "value *= inverses[j];", "", 0), ("contract.cuh", "if (NORMS_IN_G) sum[i] *= length;", "", 0),
-    ("cosines.cuh", "(column < classes)", "true", 0), ("cosines.cuh", "max == T(-INFINITY) ? T(0) : max", "max", 0),
-    ("gradient.cuh", "value = counts ? value : of.target;", "", 0), 
-    ("gradient.cuh", "value = j == target ? of.target : value;", "", 0), ("gradient.cuh", "if (row < rows) store", "store", 0),
-    ("contract.cuh", "if (!first) {", "if (false) {", 0), ("contract.cuh", "if (row >= rows || left <= 0) continue;", "if (left <= 0) continue;", 0),
-    ("contract.cuh", "if (row >= rows || left <= 0) continue;", "if (row >= rows) continue;", 0),
-    ("contract.cuh", "projects = counts && norm.projects()", "projects = counts", 0), ("contract.cuh", "projects = counts && norm.projects()", "projects = false", 0),
+    ("cosines.cuh", "z[j] = is_target ? T(-INFINITY) :", "z[j] =", 0), ("cosines.cuh", "j != target_number && prior[j] != T(-INFINITY)", "prior[j] != T(-INFINITY)", 0),
+    ("cosines.cuh", "j != target_number && prior[j] != T(-INFINITY)", "j != target_number", 0), ("cosines.cuh", "part == 0 && target_in(class0, r) >= 0 ?", "part == 0 ?", 0),
+    ("gradient.cuh", "Engine::NORMS_IN_G ? values[j0 + j] * inverses[j0 + j] : values[j0 + j]", "values[j0 + j]", 0),
+    ("contract.cuh", "Engine::NORMS_IN_G ? along / length / length : along", "along", 0),
+    ("cosines.cuh", "there ? T(-1) : T(NOT_THERE), most = there ? T(1) : T(NOT_THERE)", "T(-1), most = T(1)", 0), ("cosines.cuh", "max == T(-INFINITY) ? T(0) : max", "max", 0),
+    ("gradient.cuh", "return {T(INFINITY), T(1), -nothing, nothing, T(1)};", "return {T(0), T(1), -nothing, nothing, T(1)};", 0),
+    ("gradient.cuh", "values[j] = j == target ? of.target : values[j];", "", 0), ("gradient.cuh", "if (row < rows) store", "store", 0),
+    ("contract.cuh", "if (!first) {", "if (false) {", 0), ("contract.cuh", "end = rows < TILE ? int(rows) : TILE", "end = TILE", 0), ("contract.cuh", "if (left > 0) {", "if (true) {", 0),
+    ("contract.cuh", "norm.projects() ? -dot : T(0)", "-dot", 0), ("contract.cuh", "norm.projects() ? -dot : T(0)", "T(0)", 0),
+    ("contract.cuh", "of.length != T(0) ? left : 0", "left", 0), ("contract.cuh", "if (of.length == T(0))", "if (false)", 0),
     # bounds
     ("tile.cuh", "i64(step + 1) * STEP), b.fetch(i64(step + 1) * STEP)", "i64(step + 1) * STEP), b.fetch(i64(step) * STEP)", 0),
     ("tile.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0), ("mma.cuh", "(depth + STEP - 1) / STEP", "depth / STEP", 0),
@@ -119,6 +121,11 @@ MUTANTS = [
     # numbers at their ends
     ("margin.cuh", "other.max == T(-INFINITY) ? T(1) : exp2", "exp2", 0), ("cosines.cuh", "(square(of, r) >= LEAST && square(of, r) <= MOST)", "true", 0),
     ("cosines.cuh", "norm < shortest ? -shortest : norm", "norm", 0), ("cosines.cuh", "exponent < -60 ? -60 : exponent", "exponent", 0),
+    # margins of rows, and row losses
+    ("margin.cuh", "line ? a : phi", "phi", 0), ("margin.cuh", "slope * difficulty + margin.alpha", "slope * difficulty", 0),
+    ("margin.cuh", "out.by_beta = -q_y", "out.by_beta = q_y", 0), ("finish.cuh", "own + call.row_margin_step", "own", 0), ("finish.cuh", "slopes[0] = by_alpha", "slopes[0] = by_beta", 0),
+    ("margin.cuh", "power * (parameter * sigmoid(-delta) * nll + away)", "power * away", 0), ("margin.cuh", "away * (1.0 + parameter - parameter * away)", "away", 0),
+    ("margin.cuh", "exp(-parameter * nll) * away", "away", 0),
     ("margin.cuh", "other.best_class < into.best_class", "other.best_class > into.best_class", 0),
 ]
 
@@ -128,6 +135,7 @@ EQUIVALENT = {
     ("mma.cuh", "k < depth && counts(r)", "counts(r)", 0): "nothing is read at a count of 0",
     ("tile.cuh", "(mask == nullptr || mask[lane()] >= 0)", "true", 0): "g is masked last; the rows are not read to save their bytes",
     ("mma.cuh", "(mask == nullptr || mask[r] >= 0)", "true", 0): "as in tile.cuh",
+    ("tile.cuh", "__syncwarp();", "", 0): "mma.sync waits for its warp itself",
 }
 
 
