@@ -38,7 +38,8 @@ __device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows,
         Finished f = finish(options, statistics, scale, double(call.c), margin, prior, hard);
         double sample_weight = element_of(call.sample_weights, call.sample_weight_type, row * call.sample_weight_stride, 1.0);
         bool margins_fit = fabs(alpha) <= MARGIN_LOSS_MOST_ALPHA && fabs(beta) <= MARGIN_LOSS_MOST_BETA;
-        if (!(sample_weight >= 0.0 && sample_weight <= MARGIN_LOSS_LARGEST) || !margins_fit) {
+        bool weight_fits = sample_weight == 0.0 || (sample_weight >= MARGIN_LOSS_LEAST_WEIGHT && sample_weight <= MARGIN_LOSS_LARGEST);
+        if (!weight_fits || !margins_fit) {
             state.label = BAD_INPUT;
         } else {
             state.weight = sample_weight * (options.weights != nullptr ? options.weights[label] : 1.0);

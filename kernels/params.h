@@ -63,8 +63,9 @@
 #define MARGIN_LOSS_REDUCE_MEAN 2
 #define MARGIN_LOSS_REDUCE_WEIGHTED_MEAN 3
 
-// The largest sample weight; the log prior of a class that is out (src/options.rs).
+// The largest sample weight, and the smallest but 0; the log prior of a class that is out (src/options.rs).
 #define MARGIN_LOSS_LARGEST 1e9
+#define MARGIN_LOSS_LEAST_WEIGHT 1e-15
 #define MARGIN_LOSS_OUT -1e18
 
 // The dtype of the labels

@@ -3,7 +3,7 @@
 use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
 use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
-use crate::options::{ClassWeights, LARGEST, LabelCheck, OUT, Params, Path, Prior, Reduction};
+use crate::options::{ClassWeights, LARGEST, LEAST_WEIGHT, LabelCheck, OUT, Params, Path, Prior, Reduction};
 use crate::row_loss::RowLoss;
 
 /// The smallest q: below it 1 − p^q has few digits, and none at last.
@@ -390,7 +390,13 @@ impl MarginLossBuilder {
                 self.needed_counts("class-balanced weighting")?.class_balanced_weights_normalized(*beta)
             }
             ClassWeights::PerClass(weights) => {
-                self.table("the class weight", weights, 0.0, LARGEST)?;
+                self.table_of("the class weight", weights, |what, value| match value {
+                    0.0 => Ok(value),
+                    _ if (LEAST_WEIGHT..=LARGEST).contains(&value) => Ok(value),
+                    _ => Err(Error::Option(format!(
+                        "{what} must be 0 or in {LEAST_WEIGHT:e}..={LARGEST:e}, it is {value}"
+                    ))),
+                })?;
                 Ok(weights.clone())
             }
         }

@@ -40,7 +40,7 @@ pub enum ClassWeights {
         /// β, 0 ≤ β < 1. The paper uses 0.9999.
         beta: f64,
     },
-    /// Weights of one's own, one a class, from 0 to 10⁹.
+    /// Weights of one's own, one a class, 0 or from 10⁻¹⁵ to 10⁹.
     PerClass(Vec<f64>),
 }
 
@@ -98,6 +98,9 @@ pub const DEFAULT_CUDA_WORKSPACE_BYTES: usize = 16 << 20;
 
 /// The largest scale and the largest weight: with them, and a prior no lower than [`OUT`], no product leaves single precision.
 pub(crate) const LARGEST: f64 = 1e9;
+
+/// The smallest weight that is not 0: the product of two of them is a number of single precision, and its inverse one.
+pub(crate) const LEAST_WEIGHT: f64 = 1e-15;
 
 /// The log prior of a class that is out: what e^z makes 0 of beside any other class, and finite, so that no (−∞) − (−∞) is formed where every
 /// class but the target's is out.

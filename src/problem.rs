@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Storage, Tensor};
 
 use crate::error::{Error, Result};
-use crate::options::{LARGEST, Params, Reduction};
+use crate::options::{LARGEST, LEAST_WEIGHT, Params, Reduction};
 
 /// What a call may be told of its rows beside their labels. `None` and `Some(&sample_weights)` are taken for one as well.
 ///
@@ -28,7 +28,7 @@ pub struct RowInputs<'a> {
 }
 
 impl<'a> RowInputs<'a> {
-    /// Weights (N), a float tensor of values from 0 to 10⁹: each multiplies its row's class weight ω_y. They get no gradient.
+    /// Weights (N), a float tensor of values that are 0 or from 10⁻¹⁵ to 10⁹: each multiplies its row's class weight ω_y. They get no gradient.
     pub fn sample_weights(mut self, weights: &'a Tensor) -> Self {
         self.sample_weights = Some(weights);
         self
@@ -230,8 +230,9 @@ pub(crate) fn bad_row(params: &Params, labels: &Tensor, rows: RowInputs, row: us
 }
 
 fn bad_sample_weight(row: usize, weight: f64) -> Option<Error> {
-    let good = (0.0..=LARGEST).contains(&weight);
-    (!good).then(|| Error::Input(format!("the sample weight of row {row} must be in 0..={LARGEST}, it is {weight}")))
+    let good = weight == 0.0 || (LEAST_WEIGHT..=LARGEST).contains(&weight);
+    let range = || format!("0 or in {LEAST_WEIGHT:e}..={LARGEST:e}");
+    (!good).then(|| Error::Input(format!("the sample weight of row {row} must be {}, it is {weight}", range())))
 }
 
 /// The largest α and β of a row, either way.

@@ -70,15 +70,15 @@ fn tensors_that_do_not_fit() {
         ),
         (
             call(&x, &w, &y, Some(&Tensor::new(&[1f32, f32::NAN], &device()).unwrap())),
-            "margin loss: the sample weight of row 1 must be in 0..=1000000000, it is NaN",
+            "margin loss: the sample weight of row 1 must be 0 or in 1e-15..=1e9, it is NaN",
         ),
         (
             call(&x, &w, &y, Some(&Tensor::new(&[-1f32, 1.0], &device()).unwrap())),
-            "margin loss: the sample weight of row 0 must be in 0..=1000000000, it is -1",
+            "margin loss: the sample weight of row 0 must be 0 or in 1e-15..=1e9, it is -1",
         ),
         (
             call(&x, &w, &y, Some(&Tensor::new(&[1f32, 1e10], &device()).unwrap())),
-            "margin loss: the sample weight of row 1 must be in 0..=1000000000, it is 10000000000",
+            "margin loss: the sample weight of row 1 must be 0 or in 1e-15..=1e9, it is 10000000000",
         ),
         (
             call(&x, &w, &Tensor::new(&[0u8, 255], &device()).unwrap(), None),
@@ -261,7 +261,12 @@ fn options_out_of_range_or_senseless() {
         ),
         (
             new().class_weights(ClassWeights::PerClass(vec![1.0, -1.0, 1.0])),
-            "margin loss: the class weight of class 1 must be in 0..=1000000000, it is -1",
+            "margin loss: the class weight of class 1 must be 0 or in 1e-15..=1e9, it is -1",
+        ),
+        // A weighted mean divides by it: infinity.
+        (
+            new().class_weights(ClassWeights::PerClass(vec![1.0, 1e-20, 1.0])),
+            "margin loss: the class weight of class 1 must be 0 or in 1e-15..=1e9, it is 0.00000000000000000001",
         ),
         (new().label_smoothing(1.0), "margin loss: the label smoothing α must be in 0 ≤ α < 1, it is 1"),
         (new().label_smoothing(f64::NAN), "margin loss: the label smoothing α must be in 0 ≤ α < 1, it is NaN"),

@@ -30,6 +30,9 @@ fn tf32_on_request() -> Result<()> {
                 for (((part, found), (_, exact)), (_, expected)) in
                     found.parts().into_iter().zip(exact.parts()).zip(expected.parts())
                 {
+                    if expected.is_empty() {
+                        continue; // the loss takes no row margins
+                    }
                     let (error, size) = (distance(found, expected), size(expected));
                     assert!(error <= BOUND * size, "{label}: {part} is off by {error:e} of {size:e}");
                     let rounded = part == "dX" && x != DType::F32; // by more than TF32 rounds

@@ -126,9 +126,11 @@ fn statistics_merge_in_any_grouping() {
 #[test]
 fn limits_are_those_of_the_builder() {
     use super::params::{
-        MARGIN_LOSS_CLAMPED, MARGIN_LOSS_LARGEST, MARGIN_LOSS_MOST_ALPHA, MARGIN_LOSS_MOST_BETA, MARGIN_LOSS_OUT,
+        MARGIN_LOSS_CLAMPED, MARGIN_LOSS_LARGEST, MARGIN_LOSS_LEAST_WEIGHT, MARGIN_LOSS_MOST_ALPHA,
+        MARGIN_LOSS_MOST_BETA, MARGIN_LOSS_OUT,
     };
     assert_eq!((MARGIN_LOSS_LARGEST, MARGIN_LOSS_OUT), (crate::options::LARGEST, crate::options::OUT));
+    assert_eq!(MARGIN_LOSS_LEAST_WEIGHT, crate::options::LEAST_WEIGHT);
     assert_eq!(MARGIN_LOSS_CLAMPED, crate::margin::CLAMPED);
     assert_eq!((MARGIN_LOSS_MOST_ALPHA, MARGIN_LOSS_MOST_BETA), crate::problem::MOST_ROW_MARGIN);
 }

@@ -21,7 +21,7 @@ pub enum Error {
         text: String,
     },
     /// A name that is not defined.
-    #[error("{0}")]
+    #[error("{}", short(.0))]
     NotFound(String),
     /// A launch that the device refuses.
     #[error("invalid launch: {0}")]

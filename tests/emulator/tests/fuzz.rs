@@ -90,3 +90,12 @@ fn ptx() {
         Module::load(&text, &memory).err().map(|error| error.to_string())
     });
 }
+
+/// A find: the name of a variable that is not there, of any length, stood in the error whole.
+#[test]
+fn a_long_name_is_not_quoted_whole() {
+    let text = format!(".version 8.0\n.target sm_80\n.address_size 64\n.global .u64 x = {};\n", "y".repeat(5000));
+    let error = Module::load(&text, &Memory::new(1 << 20)).err().map(|error| error.to_string()).unwrap();
+    assert!(error.contains("is not there"), "{error}");
+    driver::clear(&error);
+}
