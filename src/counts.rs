@@ -194,6 +194,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn log_priors_are_of_probabilities() {
+        let counts = ClassCounts::new(vec![30, 0, 9, 1]).unwrap();
+        let sum: f64 = counts.log_priors().into_iter().map(f64::exp).sum();
+        assert!((sum - 1.0).abs() < 1e-15, "{sum}");
+    }
+
+    #[test]
     fn exponential_profile_of_cifar100_lt() {
         let counts = ClassCounts::exponential(500, 100, 100.0).unwrap();
         assert_eq!(counts.as_slice()[0], 500);
@@ -250,6 +257,7 @@ mod tests {
         assert_eq!(text(ClassCounts::new(Vec::new())), "class counts: at least one class is needed");
         assert_eq!(text(ClassCounts::from_labels([0, 5], 2)), "class counts: label 5 at position 1 is not in 0..2");
         assert!(text(ClassCounts::exponential(10, 3, f64::NAN)).contains("imbalance factor"));
+        assert!(text(ClassCounts::exponential(10, 3, 0.5)).contains("imbalance factor"));
         let beta = ClassCounts::new(vec![1]).unwrap().class_balanced_weights(1.0);
         assert!(beta.unwrap_err().to_string().contains("0 ≤ β < 1, it is 1"));
     }

@@ -299,6 +299,15 @@ mod tests {
     }
 
     #[test]
+    fn without_a_margin_the_cosine_stays_to_the_bit() {
+        let rule = rule(1.0, InstanceGate::Positives, AngleRange::Wrap, TargetGradient::Exact);
+        for c in [-1.0, -0.3, 0.123456789, 1.0] {
+            let target = rule.target(c, class(0.0, 0.25), true, FLOOR);
+            assert_eq!((target.psi, target.dpsi), (c - 0.25, 1.0));
+        }
+    }
+
+    #[test]
     fn difficulty_is_zero_at_the_centre_and_one_opposite() {
         let rule = MarginRule {
             instance_strength: 1.0,

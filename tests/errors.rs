@@ -279,6 +279,16 @@ fn options_out_of_range_or_senseless() {
             new().row_loss(RowLoss::Generalized { q: 1e-20 }),
             "margin loss: generalised cross-entropy: q must be in 0.000001..=1, it is 0.00000000000000000001",
         ),
+        (
+            new().row_loss(RowLoss::Focal { gamma: 2.0 }).label_smoothing(0.1),
+            "margin loss: label smoothing goes with the cross-entropy alone, and another row loss is set",
+        ),
+        (new().row_loss(RowLoss::Focal { gamma: -1.0 }), "margin loss: the focal loss: γ must be in 0..=100, it is -1"),
+        (new().row_loss(RowLoss::Poly1 { epsilon: -2.0 }), "margin loss: Poly-1: ε must be in -1..=1000000, it is -2"),
+        (
+            new().margin(Margin::SphereFace { m: 2.0 }).angle_range(AngleRange::Linear),
+            "margin loss: the linear angle range is of an angle that is not multiplied, and m1 is 2",
+        ),
         // Without the counts they need.
         (MarginLoss::builder(3).margin(Margin::Dbm { k: 0.1, tau: 1.0 }), "margin loss: DBM needs class counts"),
         (MarginLoss::builder(3).margin(Margin::Ldam { max_m: 0.5 }), "margin loss: LDAM needs class counts"),

@@ -7,7 +7,8 @@ mod common;
 
 use candle_core::{DType, Tensor, Var};
 use candle_margin_loss::{
-    ClassCounts, ClassWeights, CosineClassifier, Margin, MarginLoss, MarginLossBuilder, Path, Prior, Reduction,
+    AngleRange, ClassCounts, ClassWeights, CosineClassifier, Margin, MarginLoss, MarginLossBuilder, Path, Prior,
+    Reduction,
 };
 use candle_nn::{VarBuilder, VarMap};
 use common::{
@@ -447,6 +448,45 @@ fn gradients_at_small_angles() -> Result<()> {
                     assert!(error <= bound, "θ {angle} {part} of row {row}: {error:e}, more than {bound:e}");
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// What is not said: SphereFace's angle range, and the prior of classes without samples at an exponent of 0.
+#[test]
+fn defaults_are_what_they_are_said_to_be() -> Result<()> {
+    let (n, c, d) = (40, 5, 4);
+    let inputs = Inputs::random(n, c, d, false, 12)?;
+    let sphere = || MarginLoss::builder(c).margin(Margin::SphereFace { m: 4.0 });
+    let unsaid = off_tape(&sphere().build()?, &inputs)?;
+    let monotone = off_tape(&sphere().angle_range(AngleRange::Monotone).build()?, &inputs)?;
+    let wrapped = off_tape(&sphere().angle_range(AngleRange::Wrap).build()?, &inputs)?;
+    assert_eq!(unsaid.loss, monotone.loss);
+    assert_ne!(unsaid.loss, wrapped.loss);
+
+    let with_gap = ClassCounts::new(vec![9, 0, 4, 2, 1])?;
+    let of = |tau: f64| MarginLoss::builder(c).counts(&with_gap).prior(Prior::BalancedSoftmax { tau }).build();
+    let plain = off_tape(&MarginLoss::builder(c).build()?, &inputs)?;
+    assert_eq!(off_tape(&of(0.0)?, &inputs)?.loss, plain.loss, "at τ = 0 no class is out");
+    let y = Tensor::full(1i64, n, &device())?;
+    let error = of(1.0)?.forward(&inputs.x, &inputs.w, &y).unwrap_err().to_string();
+    assert!(error.contains("takes out"), "{error}");
+    Ok(())
+}
+
+/// Where every class but the target's is out, p is 1: no loss and no gradient, in every type.
+#[test]
+fn a_class_alone() -> Result<()> {
+    let (n, c, d) = (6, 4, 5);
+    let prior = vec![f64::NEG_INFINITY, 0.0, f64::NEG_INFINITY, -1e300];
+    let loss = MarginLoss::builder(c).margin(Margin::ArcFace { m: 0.3 }).prior(Prior::LogPrior(prior)).build()?;
+    for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+        let inputs = Inputs { y: Tensor::full(1i64, n, &device())?, ..Inputs::random(n, c, d, false, 3)?.to(dtype)? };
+        let outcome = off_tape(&loss, &inputs)?;
+        for (part, values) in outcome.parts() {
+            let none = part == "target cosine" || values.iter().all(|&v| v == 0.0);
+            assert!(none, "{dtype:?}: {part} {values:?}");
         }
     }
     Ok(())

@@ -17,6 +17,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COPY = ROOT / "target" / "mutants"
+# Of its own: cargo takes the copy's packages for the crate's, and would put the one's tests in the other's place.
+BUILT = ROOT / "target" / "mutants-build"
 # In this order: the quick ones first. The tests of the library are the formulas' own.
 SUITES = ["--lib", "golden", "errors", "row_margins", "users", "gradient", "candle", "metrics", "traps", "tiers", "oracle"]
 
@@ -260,12 +262,12 @@ def build():
     command = ["cargo", "test", "--release", "--no-run", "--lib"]
     for suite in SUITES[1:]:
         command += ["--test", suite]
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")} # what it depends on is there
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(BUILT)}
     made = subprocess.run(command, cwd=COPY, capture_output=True, text=True, env=environment)
     if made.returncode:
         sys.exit(made.stderr)
     found = dict(re.findall(r"Executable (?:unittests )?(\S+) \((.*)\)", made.stderr))
-    binary = lambda suite: ROOT / found["src/lib.rs" if suite == "--lib" else f"tests/{suite}.rs"]
+    binary = lambda suite: COPY / found["src/lib.rs" if suite == "--lib" else f"tests/{suite}.rs"]
     return {suite: binary(suite) for suite in SUITES}
 
 
