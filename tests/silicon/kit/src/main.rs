@@ -1,8 +1,10 @@
 //! The kit's own program: `kit run` runs the parts of `parts.rs` one after the other, each within its time and going on after a failure, and
 //! writes `report.md` and `report.json` anew after each, so that whatever stops it leaves what is known by then. It needs no CUDA itself.
 //!
-//!     kit run --home FOLDER --out FOLDER [--reduced] [--seconds N] [--only NAME,…] [--work FOLDER]
-//!     kit figures kernels/figures.md      the table's raw numbers as JSON
+//! ```text
+//! kit run --home FOLDER --out FOLDER [--reduced] [--seconds N] [--only NAME,…] [--work FOLDER]
+//! kit figures kernels/figures.md      the table's raw numbers as JSON
+//! ```
 
 mod figures;
 mod ncu;
