@@ -178,10 +178,10 @@ fn every_way_to_call_gives_the_same() -> Result<()> {
                 false => Some(off_tape(&loss, &Inputs { y: inputs.y.to_dtype(DType::U8)?, ..inputs.clone() })?),
             };
             let (dx, dw) = (inputs.x.ones_like()?, inputs.w.ones_like()?);
-            let weights = inputs.sample_weights.as_ref();
-            let output = loss.loss_and_grads_into(&inputs.x, &inputs.w, &inputs.y, weights, &dx, &dw)?;
+            let rows = inputs.rows(&loss);
+            let output = loss.loss_and_grads_into(&inputs.x, &inputs.w, &inputs.y, rows, &dx, &dw)?;
             let into = Outcome::new(&output, &dx, &dw, output.margin_gradient.as_ref());
-            let untracked = loss.output(&inputs.x, &inputs.w, &inputs.y, weights)?;
+            let untracked = loss.output(&inputs.x, &inputs.w, &inputs.y, rows)?;
             assert_eq!(flat(&untracked.per_sample), tape.per_sample, "{name} {dtype:?}");
             for other in [Some(&off), Some(&into), bytes.as_ref()].into_iter().flatten() {
                 for ((part, a), (_, b)) in tape.parts().into_iter().zip(other.parts()) {

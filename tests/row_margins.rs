@@ -5,18 +5,27 @@ mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_margin_loss::row_margins::{AdaFace, ElasticFace, MagFace};
-use candle_margin_loss::{MarginLoss, Path, Reduction, RowInputs, reference};
+use candle_margin_loss::{MarginLoss, MarginLossBuilder, Path, Reduction, RowInputs, reference};
 use common::{Inputs, Result, builders, composed, device, distance, flat, size};
 
 /// Losses of the common table that take row margins.
-fn taking(classes: usize) -> Vec<(&'static str, candle_margin_loss::MarginLossBuilder)> {
-    builders(classes).into_iter().filter(|(_, builder)| builder.clone().build().unwrap().takes_row_margins()).collect()
+fn taking(classes: usize) -> Vec<(&'static str, MarginLossBuilder)> {
+    let takes = |builder: &MarginLossBuilder| builder.clone().build().unwrap().takes_row_margins();
+    let taking: Vec<_> = builders(classes).into_iter().filter(|(_, builder)| takes(builder)).collect();
+    assert_eq!(taking.len(), 5);
+    taking
 }
 
 /// `backward`, `loss_and_grads` and the tape give the same gradients to margins that are computed from something, with an upstream gradient.
 #[test]
 fn every_call_has_their_gradient() -> Result<()> {
-    let (n, c, d) = (19, 7, 11);
+    for (n, c, d) in [(19, 7, 11), (1, 3, 4)] {
+        every_call_at(n, c, d)?;
+    }
+    Ok(())
+}
+
+fn every_call_at(n: usize, c: usize, d: usize) -> Result<()> {
     for (name, builder) in taking(c) {
         for path in [Path::Auto, Path::Composed] {
             let loss = builder.clone().path(path).build()?;

@@ -219,7 +219,11 @@ fn poles_are_finite_in_every_type() -> Result<()> {
         let w = Tensor::new(&[[1f32, 2.0, 2.0], [0.5, -1.0, 0.25], [3.0, 0.0, 1.0]], &device())?.to_dtype(dtype)?;
         let x = Tensor::cat(&[&w, &w.neg()?, &(&w * 1.001)?], 0)?;
         let y = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1, 2], &device())?;
-        let inputs = Inputs { x, w, y, sample_weights: None, margins: None };
+        // Of every row an angle, but of the first none.
+        let n = x.dim(0)?;
+        let margins: Vec<f64> = (0..2 * n).map(|i| if i == 0 { 0.0 } else { 0.4 - 0.1 * (i % 7) as f64 }).collect();
+        let margins = Some(Tensor::from_vec(margins, (n, 2), &device())?);
+        let inputs = Inputs { x, w, y, sample_weights: None, margins };
         for (name, loss) in common::losses(3) {
             let out = fused(&loss, &inputs, None)?;
             for (part, values) in out.parts() {

@@ -383,10 +383,10 @@ fn backward_in_one_call() -> Result<()> {
         for (graph_name, graph) in graphs {
             let vars = deep(&inputs)?;
             let (x, w) = graph(&vars)?;
-            let expected = loss.output(&x, &w, &inputs.y, None)?;
+            let expected = loss.output(&x, &w, &inputs.y, inputs.rows(&loss))?;
             let expected_grads = (expected.loss.sum_all()? * -0.7)?.backward()?;
             let (x, w) = graph(&vars)?;
-            let (out, grads) = loss.backward_scaled(&x, &w, &inputs.y, None, -0.7)?;
+            let (out, grads) = loss.backward_scaled(&x, &w, &inputs.y, inputs.rows(&loss), -0.7)?;
             assert_eq!(flat(&out.loss), flat(&expected.loss), "{name}, {graph_name}");
             for (i, var) in vars.iter().enumerate() {
                 let label = format!("{name}, {graph_name}: variable {i}");

@@ -133,6 +133,40 @@ pub fn builders(classes: usize) -> Vec<(&'static str, MarginLossBuilder)> {
             "focal 0.5, weights",
             new().row_loss(RowLoss::Focal { gamma: 0.5 }).class_weights(ClassWeights::PerClass(table(0.3))),
         ),
+        ("row margins", new().row_margins(true)),
+        (
+            "row margins, clamp, per row",
+            new().row_margins(true).angle_range(AngleRange::Clamp).reduction(Reduction::None),
+        ),
+        (
+            "ArcFace, row margins, straight through, ignore, weighted mean",
+            new()
+                .margin(Margin::ArcFace { m: 0.4 })
+                .row_margins(true)
+                .target_gradient(TargetGradient::StraightThrough)
+                .class_weights(ClassWeights::PerClass(table(0.3)))
+                .ignore_index(IGNORE)
+                .reduction(Reduction::WeightedMean),
+        ),
+        (
+            "DBM-BS, row margins, linear, smoothed",
+            new()
+                .margin(dbm())
+                .instance_gate(InstanceGate::HardPositives)
+                .row_margins(true)
+                .angle_range(AngleRange::Linear)
+                .prior(bs())
+                .label_smoothing(0.1),
+        ),
+        (
+            "SphereFace 1.5, row margins, easy, focal 2, sum",
+            new()
+                .margin(Margin::SphereFace { m: 1.5 })
+                .row_margins(true)
+                .angle_range(AngleRange::Easy)
+                .row_loss(RowLoss::Focal { gamma: 2.0 })
+                .reduction(Reduction::Sum),
+        ),
         ("LDAM", new().margin(Margin::Ldam { max_m: 0.5 })),
         (
             "LDAM-CB",
