@@ -492,3 +492,47 @@ fn cosines_of_powers_of_two_are_exact() -> Result<()> {
     }
     Ok(())
 }
+
+/// At scales where a logit has no digits behind the point in f32, p still sums to 1: of two classes the wrong one takes all of the gradient.
+#[test]
+fn gradients_at_the_largest_scales() -> Result<()> {
+    let (n, c, d) = (24, 2, 6);
+    for scale in [1e6, 1e8, 1e9] {
+        let loss = MarginLoss::cosine_ce(c, scale)?;
+        let mut inputs = Inputs::random(n, c, d, false, 5)?.to(DType::F32)?;
+        let predicted = loss.output(&inputs.x, &inputs.w, &inputs.y, None)?.predicted.to_vec1::<u32>()?;
+        let wrong: Vec<u32> = predicted.iter().map(|p| 1 - p).collect();
+        inputs.y = Tensor::new(wrong, &device())?;
+        let truth = composed(&loss, &inputs.to(DType::F64)?, None)?;
+        let found = off_tape(&loss, &inputs)?;
+        for (part, a, b) in [("dX", &found.dx, &truth.dx), ("dW", &found.dw, &truth.dw)] {
+            assert!(distance(a, b) <= 1e-4 * size(b), "scale {scale} {part}: {:e} of {:e}", distance(a, b), size(b));
+        }
+    }
+    Ok(())
+}
+
+/// A centre shorter than 1e-12 is divided by that constant: its gradient has no projection.
+#[test]
+fn short_centres() -> Result<()> {
+    let (n, c, d) = (9, 5, 7);
+    let loss = MarginLoss::cosine_ce(c, 16.0)?;
+    let inputs = Inputs::random(n, c, d, false, 8)?;
+    let norms = inputs.w.sqr()?.sum_keepdim(1)?.sqrt()?;
+    let lengths = Tensor::new(&[1f64, 5e-13, 2.0, 8e-13, 1.0], &device())?.unsqueeze(1)?;
+    let inputs = Inputs { w: inputs.w.broadcast_div(&norms)?.broadcast_mul(&lengths)?, ..inputs };
+    for (dtype, tolerance) in [(DType::F64, 1e-9), (DType::F32, 1e-4), (DType::BF16, 2e-2)] {
+        let rounded = inputs.to(dtype)?;
+        let truth = composed(&loss, &rounded.to(DType::F64)?, None)?;
+        let found = off_tape(&loss, &rounded)?;
+        for (class, (a, b)) in found.dw.chunks(d).zip(truth.dw.chunks(d)).enumerate() {
+            assert!(
+                distance(a, b) <= tolerance * size(b),
+                "{dtype:?} class {class}: {:e} of {:e}",
+                distance(a, b),
+                size(b)
+            );
+        }
+    }
+    Ok(())
+}
