@@ -372,12 +372,18 @@ impl<'d> Run<'d> {
 
     /// Accuracy of the test set.
     pub fn evaluate(&self) -> Result<ByGroup> {
-        let mut predicted = Vec::with_capacity(self.images.test_labels.len());
-        self.test_batches(self.images, |batch| {
+        let predicted = self.predict(self.images)?;
+        Ok(metrics::group_accuracy(&predicted, &self.images.test_labels, &self.dataset.groups.of_class)?)
+    }
+
+    /// Classes (N) that the test images of `images` are taken for.
+    pub fn predict(&self, images: &Images) -> Result<Vec<u32>> {
+        let mut predicted = Vec::with_capacity(images.test_labels.len());
+        self.test_batches(images, |batch| {
             predicted.extend(self.model.predict(batch)?.to_vec1::<u32>()?);
             Ok(())
         })?;
-        Ok(metrics::group_accuracy(&predicted, &self.images.test_labels, &self.dataset.groups.of_class)?)
+        Ok(predicted)
     }
 
     /// Features (N, D) of the test images of `images`.

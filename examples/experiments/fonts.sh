@@ -4,6 +4,6 @@
 set -eu
 cd "$(dirname "$0")/../.."
 mkdir -p target/fonts
-cp examples/heads/fonts/package.json examples/heads/fonts/package-lock.json target/fonts/
+cp examples/experiments/fonts/package.json examples/experiments/fonts/package-lock.json target/fonts/
 cd target/fonts
 npm ci --ignore-scripts --no-audit --no-fund

@@ -14,7 +14,7 @@ use crate::corpus::{Corpus, Part, cached};
 use crate::data::DataError;
 
 const ATTRIBUTION: &str = "Data: glyphs of 249 families of Google Fonts under the SIL Open Font License, the Apache License 2.0 and the Ubuntu Font Licence, \
-     as carried by the npm packages @expo-google-fonts; examples/heads/fonts has their names.";
+     as carried by the npm packages @expo-google-fonts; examples/experiments/fonts has their names.";
 
 /// Families, as `fonts.sh` brings them.
 const FAMILIES: usize = 249;
@@ -128,7 +128,7 @@ fn draw(fonts: &Path, side: usize) -> Result<Vec<(u32, Part, Image)>, DataError>
 /// Folders of the families, by name.
 fn families(fonts: &Path) -> Result<Vec<PathBuf>, DataError> {
     let folder = fonts.join("node_modules/@expo-google-fonts");
-    let hint = "sh examples/heads/fonts.sh fetches the fonts into target/fonts; --fonts names another folder";
+    let hint = "sh examples/experiments/fonts.sh fetches the fonts into target/fonts; --fonts names another folder";
     let entries =
         std::fs::read_dir(&folder).map_err(|_| DataError::Missing { path: folder.clone(), hint: hint.to_string() })?;
     let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();

@@ -1,13 +1,13 @@
-//! The example `heads`: how its corpora are cut, what glyphs count as the same, and its statistics against R's.
+//! The example `experiments`: how its corpora are cut, what glyphs count as the same, and its statistics against R's.
 #![allow(dead_code, missing_docs)]
 
-#[path = "../examples/heads/corpus.rs"]
+#[path = "../examples/experiments/corpus.rs"]
 mod corpus;
 #[path = "../examples/longtail/data.rs"]
 mod data;
-#[path = "../examples/heads/glyphs.rs"]
+#[path = "../examples/experiments/glyphs.rs"]
 mod glyphs;
-#[path = "../examples/heads/statistics.rs"]
+#[path = "../examples/experiments/statistics.rs"]
 mod statistics;
 #[path = "../examples/longtail/strokes.rs"]
 mod strokes;
@@ -92,10 +92,10 @@ fn glyphs_that_most_fonts_draw_alike_are_one_class() {
 
 #[test]
 fn missing_fonts_are_an_error_that_says_what_to_do() {
-    let folder = std::env::temp_dir().join(format!("candle-margin-loss-heads-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("candle-margin-loss-experiments-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let error = glyphs::glyphs(&folder.join("fonts"), &folder, None, 24).err().expect("there are no fonts").to_string();
-    assert!(error.contains("sh examples/heads/fonts.sh") && error.lines().count() == 1, "{error}");
+    assert!(error.contains("sh examples/experiments/fonts.sh") && error.lines().count() == 1, "{error}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -104,7 +104,7 @@ fn missing_fonts_are_an_error_that_says_what_to_do() {
 fn the_fonts_give_what_is_recorded() {
     let fonts = Path::new("target/fonts");
     if !fonts.join("node_modules").is_dir() {
-        println!("skipped: no fonts in target/fonts, sh examples/heads/fonts.sh fetches them");
+        println!("skipped: no fonts in target/fonts, sh examples/experiments/fonts.sh fetches them");
         return;
     }
     let folder = std::env::temp_dir().join(format!("candle-margin-loss-glyphs-{}", std::process::id()));
