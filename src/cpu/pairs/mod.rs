@@ -70,7 +70,12 @@ impl Engine<bf16, bf16> for Pairs {
         Operands::Pairs
     }
 
-    fn load<'b>(call: &Call<bf16, bf16>, rows: &'b [TargetRow], memory: &'b mut [f32]) -> Block<'b, f32> {
+    fn load<'b>(
+        call: &Call<bf16, bf16>,
+        rows: &'b [TargetRow],
+        memory: &'b mut [f32],
+        gradients: bool,
+    ) -> Block<'b, f32> {
         let (d, count) = (call.d, rows.len());
         let (by_dims, by_rows) = memory.split_at_mut(packed_len(count, d));
         let mut norms = vec![Norm::default(); count];
@@ -106,7 +111,8 @@ impl Engine<bf16, bf16> for Pairs {
                 || panel.fill_columns(|j| of_rows[first + j]),
             );
         });
-        call.each(Panels::new(by_rows, d, count).split(), |mut panel| {
+        let panels = if gradients { Panels::new(by_rows, d, count).split() } else { Vec::new() };
+        call.each(panels, |mut panel| {
             call.arch.dispatch(
                 #[inline(always)]
                 || {
