@@ -113,8 +113,8 @@ fn differences(root: &Area, gains: &[Gain]) -> Plotted {
     let (low, high) = (all().fold(-1.0, f64::min), all().fold(1.0, f64::max));
     let rows = gains.len() as f64;
     let mut chart = ChartBuilder::on(root)
-        .caption("Differences", (FONT, 20))
         .margin(12)
+        .margin_top(38)
         .x_label_area_size(52)
         .margin_left(150)
         .build_cartesian_2d(1.05 * low..1.05 * high, rows..0.0)?;
