@@ -19,6 +19,8 @@ if [ -z "${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null 2>&1; then
     fi
 fi
 
+command -v valgrind >/dev/null 2>&1 || skip "tests/instructions.rs" "no valgrind"
+
 skip "fuzzing, tests/fuzz and tests/emulator/tests/fuzz.rs: more than fifteen seconds a target" "MARGIN_LOSS_FUZZ_SECONDS is how long"
 MARGIN_LOSS_FUZZ_SECONDS="${MARGIN_LOSS_FUZZ_SECONDS:-15}" cargo test --release --workspace
 
