@@ -38,6 +38,7 @@ pub mod reference;
 mod row_loss;
 pub mod row_margins;
 mod schedule;
+pub mod sharded;
 
 pub use builder::MarginLossBuilder;
 pub use classifier::CosineClassifier;

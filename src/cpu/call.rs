@@ -1,5 +1,7 @@
 //! A call's inputs, how it is cut, and how its pieces are dealt to threads: what every step reads.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::instructions::Instructions;
@@ -16,6 +18,8 @@ pub(super) struct Call<'a, X: Element, W> {
     pub n: usize,
     pub c: usize,
     pub d: usize,
+    /// The class of W's first row: 0, or where a shard's classes begin. Classes below are counted from it, labels are not.
+    pub first: usize,
     /// X (N, D)
     pub x: Rows<'a, X>,
     /// W (C, D)
@@ -62,7 +66,20 @@ where
         let largest = params.scale + (c as f64).ln(); // the largest b_j is 0
         let smallest = params.log_prior.iter().fold(0.0, |least: f64, &b| least.min(b)) - params.scale;
         let bounded = largest.max(-smallest) < -X::Acc::LOWEST - 3.0;
-        Self { params, targets, n, c, d, x, w, operands, plan, arch: Instructions::new(), bounded }
+        Self {
+            params,
+            targets,
+            n,
+            c,
+            d,
+            first: problem.first,
+            x,
+            w,
+            operands,
+            plan,
+            arch: Instructions::new(),
+            bounded,
+        }
     }
 
     /// Does each piece of work, side by side where the problem is worth waking threads for.
@@ -74,8 +91,13 @@ where
         }
     }
 
+    /// The classes of W's rows.
+    pub fn classes(&self) -> Range<usize> {
+        self.first..self.first + self.c
+    }
+
     #[inline(always)]
     pub fn logit(&self, class: usize) -> Logit<X::Acc> {
-        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[class]) }
+        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[self.first + class]) }
     }
 }

@@ -22,14 +22,14 @@ pub(super) struct Block<'b, T> {
     /// What rows of these operands lack to be x̂, (R); nothing where they lack nothing
     pub scales: Vec<T>,
     pub norms: Vec<Norm>,
-    /// (class, row of the block), sorted
+    /// (class, row of the block), sorted; of the rows whose target is a row of W
     by_class: Vec<(u32, u32)>,
 }
 
 impl<'b, T> Block<'b, T> {
     pub fn new(
         rows: &'b [TargetRow],
-        classes: usize,
+        classes: Range<usize>,
         unit: &'b [T],
         unit_t: &'b [T],
         scales: Vec<T>,
@@ -55,9 +55,14 @@ pub(super) fn take_class<'t>(targets: &mut &'t [(u32, u32)], class: u32) -> &'t 
     taken
 }
 
-/// (class, row of the block) of rows, sorted.
-fn by_class(rows: &[TargetRow], classes: usize) -> Vec<(u32, u32)> {
-    let pairs = rows.iter().zip(0..).map(|(target, row)| (target.class, row));
+/// (class, row of the block) of the rows whose target is in `classes`, which are counted from its start; sorted.
+fn by_class(rows: &[TargetRow], classes: Range<usize>) -> Vec<(u32, u32)> {
+    let pairs = rows
+        .iter()
+        .zip(0..)
+        .filter(|(target, _)| classes.contains(&(target.class as usize)))
+        .map(|(target, row)| (target.class - classes.start as u32, row));
+    let classes = classes.len();
     if classes > rows.len() {
         let mut pairs: Vec<_> = pairs.collect();
         pairs.sort_unstable();
@@ -65,11 +70,11 @@ fn by_class(rows: &[TargetRow], classes: usize) -> Vec<(u32, u32)> {
     }
     // By counting: the places of a class begin where those of the classes before it end.
     let mut places = vec![0; classes + 1];
-    rows.iter().for_each(|target| places[target.class as usize + 1] += 1);
+    pairs.clone().for_each(|(class, _)| places[class as usize + 1] += 1);
     for class in 0..classes {
         places[class + 1] += places[class];
     }
-    let mut sorted = vec![(0, 0); rows.len()];
+    let mut sorted = vec![(0, 0); places[classes]];
     for pair in pairs {
         let place = &mut places[pair.0 as usize];
         sorted[*place] = pair;
@@ -133,7 +138,7 @@ where
                 }
             }
         });
-        Block::new(rows, self.c, unit, unit_t, Vec::new(), norms)
+        Block::new(rows, self.classes(), unit, unit_t, Vec::new(), norms)
     }
 
     /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.

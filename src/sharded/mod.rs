@@ -1,0 +1,20 @@
+//! Classes over many ranks: each owns some rows of W, their gradient and their optimizer's state, and of every row of the batch a few numbers are exchanged.
+//!
+//! - [`ClassShard`] says which classes are a rank's.
+//! - [`MarginLoss::partial`](crate::MarginLoss::partial) and [`MarginLoss::finish`](crate::MarginLoss::finish) are the core, which communicates with nobody: bring any transport.
+//! - [`MarginLoss::sharded`](crate::MarginLoss::sharded) is the loss over ranks that a [`Communicator`] connects: [`Threads`] of one process, or what implements it.
+//!
+//! `docs/sharded.md` has the messages, their sizes and what fails how.
+
+mod agreement;
+mod communicator;
+mod loss;
+mod partial;
+mod shard;
+mod threads;
+
+pub use communicator::Communicator;
+pub use loss::{PhaseCost, ShardedLoss};
+pub use partial::{Partial, ShardOutput};
+pub use shard::ClassShard;
+pub use threads::Threads;
