@@ -211,6 +211,11 @@ impl ShardedLoss {
     }
 }
 
+/// An error without the backtrace that Candle's may have.
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
+}
+
 /// All ranks' rows, on every rank.
 struct Batch {
     /// X (N, D)
@@ -268,7 +273,7 @@ impl Inner {
             Item::dtype("the dtype of W", w),
             Item::flag("whether there are sample weights", weighted),
         ]);
-        let why = local.as_ref().err().map(ToString::to_string);
+        let why = local.as_ref().err().map(first_line);
         let brought = match (local, &why) {
             (Ok(problem), _) => Ok(Brought { rows: problem.n, wants_features }),
             (Err(_), why) => Err(why.as_deref().unwrap_or_default()),
@@ -285,7 +290,7 @@ impl Inner {
 
     /// Does what the others wait for: an error of it is theirs, too.
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        work().inspect_err(|error| self.communicator.abort(&error.to_string()))
+        work().inspect_err(|error| self.communicator.abort(&first_line(error)))
     }
 
     fn timed<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {

@@ -7,14 +7,21 @@
 //! `docs/sharded.md` has the messages, their sizes and what fails how.
 
 mod agreement;
+mod bytes;
+mod checkpoint;
 mod communicator;
 mod loss;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod partial;
 mod shard;
 mod threads;
 
+pub use checkpoint::{load_sharded, save_sharded};
 pub use communicator::Communicator;
 pub use loss::{PhaseCost, ShardedLoss};
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
 pub use partial::{Partial, ShardOutput};
 pub use shard::ClassShard;
 pub use threads::Threads;
