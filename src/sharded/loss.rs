@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use super::agreement::{Agreed, Brought, Item, agree, options};
 use super::communicator::Communicator;
 use super::partial::{Partial, gradients_of, partial, problem_of, states};
+use super::reduce::fold;
 use super::shard::ClassShard;
 use crate::cpu::{RowState, scale_gradients};
 use crate::error::{Error, Result};
@@ -389,12 +390,7 @@ impl Inner {
         let Some(dx_part) = dx_part else { return Ok(None) };
         self.timed(Phase::Features, || {
             let parts = self.communicator.all_to_all(&dx_part, &agreed.counts)?; // (P, N of the rank, D)
-            // In the order of ranks, whoever came first.
-            let mut sum = parts.get(0)?;
-            for rank in 1..self.communicator.size() {
-                sum = (sum + parts.get(rank)?)?;
-            }
-            Ok(Some(sum))
+            Ok(Some(fold(&parts)?))
         })
     }
 

@@ -2,7 +2,9 @@
 //!
 //! - [`ClassShard`] says which classes are a rank's.
 //! - [`MarginLoss::partial`](crate::MarginLoss::partial) and [`MarginLoss::finish`](crate::MarginLoss::finish) are the core, which communicates with nobody: bring any transport.
-//! - [`MarginLoss::sharded`](crate::MarginLoss::sharded) is the loss over ranks that a [`Communicator`] connects: [`Threads`] of one process, or what implements it.
+//! - [`MarginLoss::sharded`](crate::MarginLoss::sharded) is the loss over ranks that a [`Communicator`] connects: [`Threads`] of one process, processes by MPI
+//!   (`Mpi`, feature `mpi`), or what implements it.
+//! - [`save_sharded`] and [`load_sharded`] write and read checkpoints that any number of ranks takes up; [`sum_over_ranks`] is for a backbone's gradients.
 //!
 //! `docs/sharded.md` has the messages, their sizes and what fails how.
 
@@ -14,6 +16,7 @@ mod loss;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod partial;
+mod reduce;
 mod shard;
 mod threads;
 
@@ -23,5 +26,6 @@ pub use loss::{PhaseCost, ShardedLoss};
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
 pub use partial::{Partial, ShardOutput};
+pub use reduce::sum_over_ranks;
 pub use shard::ClassShard;
 pub use threads::Threads;
