@@ -116,7 +116,8 @@ impl Mpi {
         let (send_starts, receive_starts) = (starts(self.size, sent), starts(self.size, came));
         let most = counts.iter().copied().max().unwrap_or(0);
         let step = (self.largest_message / row.max(1) / self.size).clamp(1, most.max(1));
-        let (mut outgoing, mut incoming) = (Vec::new(), Vec::new());
+        // An empty Vec of bytes is at the address 1, which Open MPI takes for MPI_IN_PLACE.
+        let (mut outgoing, mut incoming) = (Vec::with_capacity(1), Vec::with_capacity(1));
         for first in (0..most).step_by(step) {
             let piece = |rows: usize| rows.saturating_sub(first).min(step) * row;
             let (from, to) =
@@ -127,7 +128,9 @@ impl Mpi {
             let mut into = PartitionMut::new(&mut incoming[..], as_counts(&to), &to_displacements[..]);
             if intent == Intent::Gather {
                 let start = (first * row).min(bytes.len());
-                world.all_gather_varcount_into(&bytes[start..start + piece(own)], &mut into);
+                let part = &bytes[start..start + piece(own)];
+                let part = if part.is_empty() { &[0][..0] } else { part };
+                world.all_gather_varcount_into(part, &mut into);
             } else {
                 outgoing.clear();
                 for (rank, &length) in from.iter().enumerate() {
