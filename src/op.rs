@@ -271,7 +271,7 @@ fn new_gradient(like: &Tensor) -> Result<Tensor> {
     new_gradient_of(like, like.dtype())
 }
 
-pub(crate) fn new_gradient_of(like: &Tensor, dtype: DType) -> Result<Tensor> {
+fn new_gradient_of(like: &Tensor, dtype: DType) -> Result<Tensor> {
     match like.device() {
         Device::Cpu => cpu::new_gradient(like, dtype),
         #[cfg(feature = "cuda")]

@@ -76,6 +76,8 @@ pub(crate) struct Problem<'a> {
     pub d: usize,
     /// The class of W's first row
     pub first: usize,
+    /// The rows of W that take part, rising, where not all do: C is their number then
+    pub index: Option<&'a [u32]>,
     /// X (N, D)
     pub features: &'a Tensor,
     /// W (C, D)
@@ -137,7 +139,12 @@ impl<'a> Problem<'a> {
             }
             None => {}
         }
-        Ok(Self { params, n, c, d, first: classes.start, features, weight, labels, rows, upstream: 1.0 })
+        Ok(Self { params, n, c, d, first: classes.start, index: None, features, weight, labels, rows, upstream: 1.0 })
+    }
+
+    /// With those classes alone whose rows of W `index` names, rising.
+    pub fn of_index(self, index: Option<&'a [u32]>) -> Self {
+        Self { c: index.map_or(self.c, <[u32]>::len), index, ..self }
     }
 
     /// With gradients of `upstream`·loss.

@@ -1,7 +1,5 @@
 //! A call's inputs, how it is cut, and how its pieces are dealt to threads: what every step reads.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::instructions::Instructions;
@@ -20,6 +18,8 @@ pub(super) struct Call<'a, X: Element, W> {
     pub d: usize,
     /// The class of W's first row: 0, or where a shard's classes begin. Classes below are counted from it, labels are not.
     pub first: usize,
+    /// Which rows of W take part, where they are not all: classes below are counted in it
+    pub index: Option<&'a [u32]>,
     /// X (N, D)
     pub x: Rows<'a, X>,
     /// W (C, D)
@@ -73,6 +73,7 @@ where
             c,
             d,
             first: problem.first,
+            index: problem.index,
             x,
             w,
             operands,
@@ -91,13 +92,23 @@ where
         }
     }
 
-    /// The classes of W's rows.
-    pub fn classes(&self) -> Range<usize> {
-        self.first..self.first + self.c
+    /// A row of W that takes part to its class of all.
+    #[inline(always)]
+    pub fn class_of(&self, row: usize) -> usize {
+        self.first + self.index.map_or(row, |index| index[row] as usize)
+    }
+
+    /// A class of all to the row of W that takes part, where it does.
+    pub fn row_of(&self, class: u32) -> Option<u32> {
+        let row = class.checked_sub(self.first as u32)?;
+        match self.index {
+            None => ((row as usize) < self.c).then_some(row),
+            Some(index) => index.binary_search(&row).ok().map(|at| at as u32),
+        }
     }
 
     #[inline(always)]
     pub fn logit(&self, class: usize) -> Logit<X::Acc> {
-        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[self.first + class]) }
+        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[self.class_of(class)]) }
     }
 }

@@ -47,6 +47,8 @@ where
         return Err(Error::Input("the CPU path was given a tensor of another device".into()));
     };
     let x = Rows::new(X::cpu_storage_as_slice(x)?, x_layout);
-    let w = Rows::new(W::cpu_storage_as_slice(w)?, w_layout);
-    work(&Call::new(problem, targets, x, w, P::operands()))
+    let w = Rows::new(W::cpu_storage_as_slice(w)?, w_layout).of_index(problem.index);
+    // Rows by an index are copied, a tile at a time.
+    let operands = if problem.index.is_some() { P::operands().copied() } else { P::operands() };
+    work(&Call::new(problem, targets, x, w, operands))
 }

@@ -29,13 +29,13 @@ pub(super) struct Block<'b, T> {
 impl<'b, T> Block<'b, T> {
     pub fn new(
         rows: &'b [TargetRow],
-        classes: Range<usize>,
+        by_class: Vec<(u32, u32)>,
         unit: &'b [T],
         unit_t: &'b [T],
         scales: Vec<T>,
         norms: Vec<Norm>,
     ) -> Self {
-        Self { rows, unit, unit_t, scales, norms, by_class: by_class(rows, classes) }
+        Self { rows, unit, unit_t, scales, norms, by_class }
     }
 
     /// The rows whose targets are in `classes`, by class.
@@ -55,14 +55,9 @@ pub(super) fn take_class<'t>(targets: &mut &'t [(u32, u32)], class: u32) -> &'t 
     taken
 }
 
-/// (class, row of the block) of the rows whose target is in `classes`, which are counted from its start; sorted.
-fn by_class(rows: &[TargetRow], classes: Range<usize>) -> Vec<(u32, u32)> {
-    let pairs = rows
-        .iter()
-        .zip(0..)
-        .filter(|(target, _)| classes.contains(&(target.class as usize)))
-        .map(|(target, row)| (target.class - classes.start as u32, row));
-    let classes = classes.len();
+/// (row of W, row of the block) of the rows whose target takes part; sorted. `row_of` is a class's row of W, of `classes`.
+fn by_class(rows: &[TargetRow], classes: usize, row_of: impl Fn(u32) -> Option<u32> + Clone) -> Vec<(u32, u32)> {
+    let pairs = rows.iter().zip(0..).filter_map(|(target, row)| Some((row_of(target.class)?, row)));
     if classes > rows.len() {
         let mut pairs: Vec<_> = pairs.collect();
         pairs.sort_unstable();
@@ -102,6 +97,11 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
+    /// (row of W, row of the block) of a block's targets.
+    pub fn by_class(&self, rows: &[TargetRow]) -> Vec<(u32, u32)> {
+        by_class(rows, self.c, |class| self.row_of(class))
+    }
+
     /// Step 1: X̂ of a block's rows, and X̂ᵀ: `gemm` packs a left operand whose columns are not contiguous, and with X̂ it would pack all
     /// of it for every tile of W (a quarter of the cosines' time at 256 classes a tile).
     pub fn load_unit<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
@@ -138,7 +138,7 @@ where
                 }
             }
         });
-        Block::new(rows, self.classes(), unit, unit_t, Vec::new(), norms)
+        Block::new(rows, self.by_class(rows), unit, unit_t, Vec::new(), norms)
     }
 
     /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.

@@ -48,7 +48,7 @@ pub(crate) use finish::RowState;
 pub(crate) use scale::scale_gradients;
 pub(crate) use shard::{finish_rows, statistics};
 pub(crate) use statistics::RowStatistics;
-pub(crate) use view::new_gradient;
+pub(crate) use view::{new_gradient, with_f32};
 pub(crate) use workspace::WorkspacePool;
 
 use crate::error::{Error, Result};

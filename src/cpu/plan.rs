@@ -41,6 +41,11 @@ pub(super) enum Operands {
 }
 
 impl Operands {
+    /// Where W's rows cannot be read as they are.
+    pub fn copied(self) -> Self {
+        if self == Self::Own { Self::Widened } else { self }
+    }
+
     /// Of a block.
     pub fn block(self, rows: usize, d: usize) -> usize {
         match self {

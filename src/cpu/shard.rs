@@ -68,7 +68,7 @@ where
                         self.cosines::<P>(&block, range, memory.cosines, &mut memory.norms, accumulated, cosines);
                     }
                     for (i, out) in out.iter_mut().enumerate() {
-                        *out = accumulated.row(i, self.first, cosines[i]);
+                        *out = accumulated.row(i, |row| self.class_of(row), cosines[i]);
                     }
                 }
             });

@@ -84,14 +84,14 @@ impl Accumulated {
         }
     }
 
-    /// A row's, `first` added to its class, and its target's cosine.
-    pub fn row(&self, i: usize, first: usize, target: f64) -> RowStatistics {
+    /// A row's, with its best class of all, and its target's cosine.
+    pub fn row(&self, i: usize, class_of: impl Fn(usize) -> usize, target: f64) -> RowStatistics {
         RowStatistics {
             max: self.max[i],
             sum: self.sum[i],
             total: self.total[i],
             best: self.best[i],
-            best_class: self.best_class[i] + first as u32,
+            best_class: class_of(self.best_class[i] as usize) as u32,
             target,
         }
     }

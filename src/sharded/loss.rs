@@ -10,11 +10,12 @@ use super::agreement::{Agreed, Brought, Item, agree, options};
 use super::communicator::Communicator;
 use super::partial::{Partial, gradients_of, partial, problem_of, states};
 use super::reduce::fold;
+use super::sample::Sampling;
 use super::shard::ClassShard;
 use crate::cpu::{RowState, scale_gradients};
 use crate::error::{Error, Result};
 use crate::loss::MarginLoss;
-use crate::op::{Node, Saved, add_margins, new_gradient_of, output};
+use crate::op::{Node, Saved, add_margins, output};
 use crate::options::Reduction;
 use crate::output::{LossOutput, MarginSlopes};
 use crate::problem::{Gradients, Problem, RowInputs, Targets};
@@ -33,6 +34,19 @@ struct Inner {
     options: Vec<Item>,
     calls: AtomicUsize,
     phases: Mutex<[(u64, Duration); PHASES.len()]>,
+}
+
+/// What [`ShardedLoss::loss_and_grads_sampled`] gives a rank.
+#[derive(Debug, Clone)]
+pub struct SampledGradients {
+    /// The loss over the classes that take part, and what is known of this rank's rows
+    pub output: LossOutput,
+    /// dX of this rank's rows, in X's dtype
+    pub dx: Tensor,
+    /// dW (M, D), in W's dtype
+    pub dw: Tensor,
+    /// The rows of this rank's W that it is of (M), rising; of the others dW is 0
+    pub rows: Vec<u32>,
 }
 
 /// What a call consists of.
@@ -160,39 +174,75 @@ impl ShardedLoss {
         labels: &Tensor,
         rows: impl Into<RowInputs<'a>>,
     ) -> candle_core::Result<(LossOutput, Tensor, Tensor)> {
-        let rows = rows.into();
-        let local = self.0.local(features, weight, labels, rows);
-        let agreed = self.0.agree("loss_and_grads", &local, true)?;
+        let (output, dx, dw, _) = self.gradients(features, weight, labels, rows.into(), None)?;
+        Ok((output, dx, dw))
+    }
+
+    /// As [`ShardedLoss::loss_and_grads`], with a sample of the classes: the loss over those that take part, and dW of them alone.
+    ///
+    /// W's rows are read where they are, a tile at a time: no copy of the sample is made. A step that touches its rows alone is [`SparseSgd`](super::SparseSgd)'s or
+    /// [`SparseAdamW`](super::SparseAdamW)'s.
+    ///
+    /// # Errors
+    /// As [`ShardedLoss::loss_and_grads`]; a rate out of its range; label smoothing, which is over all classes.
+    pub fn loss_and_grads_sampled<'a>(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        labels: &Tensor,
+        rows: impl Into<RowInputs<'a>>,
+        sampling: Sampling,
+    ) -> candle_core::Result<SampledGradients> {
+        let (output, dx, dw, rows) = self.gradients(features, weight, labels, rows.into(), Some(sampling))?;
+        Ok(SampledGradients { output, dx, dw, rows })
+    }
+
+    /// The output, dX and dW, and the rows of W that these are of, where classes are sampled.
+    fn gradients(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        labels: &Tensor,
+        rows: RowInputs,
+        sampling: Option<Sampling>,
+    ) -> Result<(LossOutput, Tensor, Tensor, Vec<u32>)> {
+        let inner = &self.0;
+        let local = inner.local(features, weight, labels, rows).and_then(|local| {
+            inner.check_sampling(sampling)?;
+            Ok(local)
+        });
+        let agreed = inner.agree("gradients", &local, true, sampling)?;
         let local = local?;
-        Ok(self.0.guarded(|| {
-            let pass = self.0.pass(&local, &agreed)?;
-            let dw = new_gradient_of(&weight.detach(), weight.dtype())?;
+        inner.guarded(|| {
+            let pass = inner.pass(&local, &agreed, sampling)?;
+            let dims = [pass.sample.as_ref().map_or(local.c, Vec::len), local.d];
+            let dw = Tensor::zeros(&dims[..], weight.dtype(), &Device::Cpu)?;
             let ones = vec![1.0; pass.batch.rows()];
-            let dx = self.0.gradients(&pass, &agreed, weight, &ones, Some(&dw))?;
+            let dx = inner.gradients(&pass, &agreed, weight, &ones, Some(&dw))?;
             let mut output = pass.output;
             if let Some(slopes) = pass.slopes {
                 output.margin_gradient = Some(slopes.rows.broadcast_mul(&slopes.factor)?);
             }
             let dx = dx.map_or_else(|| Ok(features.zeros_like()?), |dx| scale_gradients(&dx, features.dtype(), 1.0))?;
-            Ok((output, dx, dw))
-        })?)
+            Ok((output, dx, dw, pass.sample.unwrap_or_default()))
+        })
     }
 
     fn on_tape(&self, features: &Tensor, weight: &Tensor, labels: &Tensor, rows: RowInputs) -> Result<LossOutput> {
         let inner = &self.0;
         let (track_x, track_w) = (features.track_op(), weight.track_op());
         let local = inner.local(features, weight, labels, rows);
-        let agreed = inner.agree("output", &local, track_x)?;
+        let agreed = inner.agree("output", &local, track_x, None)?;
         let local = local?;
         inner.guarded(|| {
-            let Pass { batch, targets, states, mut output, slopes } = inner.pass(&local, &agreed)?;
+            let Pass { batch, sample, targets, states, mut output, slopes } = inner.pass(&local, &agreed, None)?;
             let params = &inner.loss.params;
-            let pass = Pass { batch, targets, states, output: output.clone(), slopes: None };
+            let pass = Pass { batch, sample, targets, states, output: output.clone(), slopes: None };
             let at_once = params.reduction != Reduction::None && !params.recompute_gradients;
             let wanted = agreed.wants_features || track_w;
             let saved = if at_once {
                 let wide = local.accumulation_dtype();
-                let dw = track_w.then(|| new_gradient_of(&weight.detach(), wide)).transpose()?;
+                let dw = track_w.then(|| Tensor::zeros(weight.dims(), wide, &Device::Cpu)).transpose()?;
                 let ones = vec![1.0; pass.batch.rows()];
                 let dx = if wanted { inner.gradients(&pass, &agreed, weight, &ones, dw.as_ref())? } else { None };
                 Saved::Reduced { dx: dx.filter(|_| track_x), dw }
@@ -240,6 +290,8 @@ impl Batch {
 /// What all rows' statistics give, on every rank.
 struct Pass {
     batch: Batch,
+    /// The rows of W that take part, where not all do
+    sample: Option<Vec<u32>>,
     targets: Targets,
     states: Vec<RowState>,
     /// Of this rank's rows
@@ -262,7 +314,13 @@ impl Inner {
     }
 
     /// Agrees with the others on a call, or is the error of the first that cannot make it.
-    fn agree(&self, call: &'static str, local: &Result<Problem>, wants_features: bool) -> Result<Agreed> {
+    fn agree(
+        &self,
+        call: &'static str,
+        local: &Result<Problem>,
+        wants_features: bool,
+        sampling: Option<Sampling>,
+    ) -> Result<Agreed> {
         let (d, x, w, weighted) = match local {
             Ok(own) => (own.d, own.features.dtype(), own.weight.dtype(), own.rows.sample_weights.is_some()),
             Err(_) => (0, DType::F32, DType::F32, false),
@@ -273,6 +331,7 @@ impl Inner {
             Item::dtype("the dtype of X", x),
             Item::dtype("the dtype of W", w),
             Item::flag("whether there are sample weights", weighted),
+            Item::of("the sampling of classes", &sampling),
         ]);
         let why = local.as_ref().err().map(first_line);
         let brought = match (local, &why) {
@@ -280,6 +339,17 @@ impl Inner {
             (Err(_), why) => Err(why.as_deref().unwrap_or_default()),
         };
         self.timed(Phase::Agree, || agree(&*self.communicator, &items, brought))
+    }
+
+    /// That classes can be sampled so.
+    fn check_sampling(&self, sampling: Option<Sampling>) -> Result<()> {
+        match sampling {
+            Some(_) if self.loss.params.label_smoothing > 0.0 => Err(Error::Sharded(
+                "label smoothing gives every class a share of the target, and a sample leaves classes out".into(),
+            )),
+            Some(sampling) => sampling.check(),
+            None => Ok(()),
+        }
     }
 
     fn items(&self, call: &'static str) -> Vec<Item> {
@@ -346,12 +416,17 @@ impl Inner {
     }
 
     /// The loss, and what gradients are made from.
-    fn pass(&self, local: &Problem, agreed: &Agreed) -> Result<Pass> {
+    fn pass(&self, local: &Problem, agreed: &Agreed, sampling: Option<Sampling>) -> Result<Pass> {
         let counts = &agreed.counts;
         let batch = self.timed(Phase::Gather, || self.gather(local, counts))?;
         let (loss, weight) = (&self.loss, local.weight);
         let problem = problem_of(loss, &self.shard, &batch.features, weight, &batch.labels, batch.inputs())?;
         let targets = problem.targets()?;
+        let sample = sampling.map(|sampling| {
+            let call = self.calls.load(Ordering::Relaxed);
+            sampling.draw(&self.shard, targets.rows.iter().map(|target| target.class), call)
+        });
+        let problem = problem.of_index(sample.as_deref());
         let own = self.timed(Phase::Statistics, || partial(&problem, &loss.kept, &targets))?;
         let all = self.timed(Phase::Merge, || self.merge(&own, counts))?;
         let states = states(&problem, &targets, &all)?;
@@ -368,7 +443,7 @@ impl Inner {
         if let Some(slopes) = &mut slopes {
             slopes.rows = own(&slopes.rows)?;
         }
-        Ok(Pass { batch, targets, states, output, slopes })
+        Ok(Pass { batch, sample, targets, states, output, slopes })
     }
 
     /// dX of this rank's rows in the type of accumulation, where any rank wants it, and dW into `dw`; `upstream` is one a row of the batch.
@@ -380,11 +455,12 @@ impl Inner {
         upstream: &[f64],
         dw: Option<&Tensor>,
     ) -> Result<Option<Tensor>> {
-        let Pass { batch, targets, states, .. } = pass;
+        let Pass { batch, sample, targets, states, .. } = pass;
         let (loss, features) = (&self.loss, &batch.features);
         let problem = problem_of(loss, &self.shard, features, weight, &batch.labels, batch.inputs())?;
+        let problem = problem.of_index(sample.as_deref());
         let wide = problem.accumulation_dtype();
-        let dx_part = agreed.wants_features.then(|| new_gradient_of(features, wide)).transpose()?;
+        let dx_part = agreed.wants_features.then(|| Tensor::zeros(features.dims(), wide, &Device::Cpu)).transpose()?;
         let gradients = Gradients { features: dx_part.as_ref(), weight: dw };
         self.timed(Phase::Gradients, || gradients_of(&problem, &loss.kept, targets, states, upstream, gradients))?;
         let Some(dx_part) = dx_part else { return Ok(None) };
@@ -411,7 +487,7 @@ impl Inner {
             let upstream = if upstream.rank() == 0 { upstream.broadcast_as(n)? } else { upstream }.contiguous()?;
             let upstream = self.timed(Phase::Gather, || self.communicator.all_gather(&upstream, &agreed.counts))?;
             let upstream = upstream.to_vec1::<f64>()?;
-            let dw = w.track_op().then(|| new_gradient_of(&w.detach(), w.dtype())).transpose()?;
+            let dw = w.track_op().then(|| Tensor::zeros(w.dims(), w.dtype(), &Device::Cpu)).transpose()?;
             let dx = self.gradients(pass, &agreed, w, &upstream, dw.as_ref())?.filter(|_| x.track_op());
             let dx = dx.map(|dx| scale_gradients(&dx, x.dtype(), 1.0)).transpose()?;
             Ok((dx, dw))

@@ -17,15 +17,19 @@ mod loss;
 mod mpi;
 mod partial;
 mod reduce;
+mod sample;
 mod shard;
+mod sparse;
 mod threads;
 
 pub use checkpoint::{load_sharded, save_sharded};
 pub use communicator::Communicator;
-pub use loss::{PhaseCost, ShardedLoss};
+pub use loss::{PhaseCost, SampledGradients, ShardedLoss};
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
 pub use partial::{Partial, ShardOutput};
 pub use reduce::sum_over_ranks;
+pub use sample::Sampling;
 pub use shard::ClassShard;
+pub use sparse::{SparseAdamW, SparseSgd, round_rows};
 pub use threads::Threads;

@@ -164,8 +164,8 @@ impl MarginLoss {
         if let Some(slopes) = slopes {
             output.margin_gradient = Some(slopes.rows.broadcast_mul(&slopes.factor)?);
         }
-        let dx_part = op::new_gradient_of(&problem.features.detach(), problem.accumulation_dtype())?;
-        let dw = op::new_gradient_of(problem.weight, problem.weight.dtype())?;
+        let dx_part = Tensor::zeros(features.dims(), problem.accumulation_dtype(), &Device::Cpu)?;
+        let dw = Tensor::zeros(weight.dims(), weight.dtype(), &Device::Cpu)?;
         let ones = vec![1.0; problem.n];
         let gradients = Gradients { features: Some(&dx_part), weight: Some(&dw) };
         gradients_of(&problem, &self.kept, &targets, &states, &ones, gradients)?;
@@ -207,7 +207,8 @@ pub(super) fn partial(problem: &Problem, kept: &Kept, targets: &Targets) -> Resu
     let counted = cpu::statistics(problem, &kept.workspace, targets)?;
     let mut rows = vec![RowStatistics::EMPTY; problem.n];
     targets.rows.iter().zip(counted).for_each(|(target, statistics)| rows[target.row] = statistics);
-    Ok(Partial { classes: problem.first..problem.first + problem.c, rows })
+    let classes = problem.first..problem.first + problem.weight.dims()[0];
+    Ok(Partial { classes, rows })
 }
 
 /// The states of the rows that count, from the statistics of all classes.
