@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor, Var};
-use candle_margin_loss::sharded::{ClassShard, Communicator, Partial, Threads, load_sharded, save_sharded};
-use candle_margin_loss::{Margin, MarginLoss, Reduction, RowInputs};
+use candle_margin_loss::sharded::{
+    ClassShard, Communicator, Partial, SampledGradients, Sampling, SparseAdamW, SparseSgd, Threads, load_sharded,
+    round_rows, save_sharded, sum_over_ranks,
+};
+use candle_margin_loss::{Margin, MarginLoss, Prior, Reduction, RowInputs};
 use common::{
     IGNORE, Inputs, Outcome, Result, assert_close, builders, composed, distance, flat, fused, losses, off_tape,
 };
@@ -484,6 +487,148 @@ fn checkpoints_are_one_file_whatever_the_ranks() -> Result<()> {
     Ok(())
 }
 
+/// On `size` ranks with a sample of the classes: the outcome, dW's rows put where they belong, and which classes took part.
+fn sampled(loss: &MarginLoss, inputs: &Inputs, size: usize, sampling: Sampling) -> (Outcome, Vec<usize>) {
+    let outcomes = Threads::run(size, |rank| {
+        let (own, shard) = own(inputs, rank.rank(), size);
+        let start = shard.range().start;
+        let sharded = loss.sharded(shard, Arc::new(rank)).unwrap();
+        let SampledGradients { output, dx, dw, rows } =
+            sharded.loss_and_grads_sampled(&own.x, &own.w, &own.y, own.rows(loss), sampling).unwrap();
+        assert_eq!((dw.dtype(), dw.dims()[0]), (own.w.dtype(), rows.len()));
+        let whole = own.w.zeros_like().unwrap();
+        for (i, &row) in rows.iter().enumerate() {
+            whole.slice_set(&dw.narrow(0, i, 1).unwrap(), 0, row as usize).unwrap();
+        }
+        let classes: Vec<usize> = rows.iter().map(|&row| start + row as usize).collect();
+        (Outcome::new(&output, &dx, &whole, output.margin_gradient.as_ref()), classes)
+    });
+    let (outcomes, classes): (Vec<_>, Vec<_>) = outcomes.into_iter().map(|outcome| outcome.unwrap()).unzip();
+    (joined(outcomes, is_reduced(loss, inputs)), classes.concat())
+}
+
+/// The loss over a sample is the loss whose prior takes the other classes out.
+#[test]
+fn a_sample_is_the_loss_of_its_classes() -> Result<()> {
+    for (n, c, d) in [(3, 2, 5), (17, 200, 16), (40, 1530, 24)] {
+        let plain = || MarginLoss::builder(c).scale(16.0).ignore_index(IGNORE);
+        let builders = [
+            plain(),
+            plain().margin(Margin::ArcFace { m: 0.4 }).reduction(Reduction::None),
+            plain().row_margins(true).reduction(Reduction::WeightedMean),
+        ];
+        for (index, builder) in builders.into_iter().enumerate() {
+            let loss = builder.clone().build()?;
+            let inputs = Inputs::random(n, c, d, true, 61)?.with_sample_weights(7)?;
+            for (size, rate) in [(1, 0.1), (3, 0.25), (4, 1.0), (7, 0.02)] {
+                let label = format!("{index}: {n} {c} {d} over {size}, {rate}");
+                let (outcome, classes) = sampled(&loss, &inputs, size, Sampling { rate, seed: 5 });
+                let mut prior = vec![f64::NEG_INFINITY; c];
+                classes.iter().for_each(|&class| prior[class] = 0.0);
+                let mut expected = composed(&builder.clone().prior(Prior::LogPrior(prior)).build()?, &inputs, None)?;
+                if rate < 1.0 {
+                    // Predictions are of the classes that take part; those of the other loss are of all.
+                    (expected.predicted, expected.hard) = (outcome.predicted.clone(), outcome.hard.clone());
+                    let counted = outcome.predicted.iter().filter(|&&class| class != candle_margin_loss::IGNORED);
+                    counted.for_each(|&class| assert!(classes.contains(&(class as usize)), "{label}"));
+                }
+                assert_close(&label, &outcome, &expected, 1e-9);
+                for dtype in [DType::F32, DType::BF16, DType::F16] {
+                    let (low, same) = sampled(&loss, &inputs.to(dtype)?, size, Sampling { rate, seed: 5 });
+                    assert_eq!(same, classes, "{label}");
+                    let bound = 60.0 * common::epsilon(dtype) * common::size(&outcome.loss).max(1.0);
+                    assert!(distance(&low.loss, &outcome.loss) < bound, "{label} {dtype:?}");
+                }
+            }
+        }
+    }
+    let smoothed = MarginLoss::builder(6).label_smoothing(0.1).build()?;
+    let fails = |loss: MarginLoss, rate: f64, expected: &str| {
+        let results = errors_of(move |rank| {
+            let (x, w, y) = plain(2, 2, 4, DType::F32)?;
+            let sharded = loss.sharded(ClassShard::balanced(6, rank.rank(), 3)?, Arc::new(rank))?;
+            sharded.loss_and_grads_sampled(&x, &w, &y, None, Sampling { rate, seed: 0 }).map(drop)
+        });
+        assert_all(results, &format!("sharded loss: rank 0: {expected}"));
+    };
+    fails(smoothed, 0.5, "label smoothing gives every class a share of the target, and a sample leaves classes out");
+    let loss = MarginLoss::builder(6).build()?;
+    fails(loss, 1.5, "the rate of sampled classes must be in 0 < rate ≤ 1, it is 1.5");
+    Ok(())
+}
+
+#[test]
+fn sums_over_ranks_are_in_their_order() -> Result<()> {
+    for size in [1, 2, 5] {
+        for elements in [1, 3, 40] {
+            let of = |rank: usize| -> Vec<f32> {
+                (0..elements).map(|i| (1.0 + (i * 7 + rank * 3) as f32).recip()).collect()
+            };
+            let expected: Vec<f32> =
+                (0..elements).map(|i| (1..size).fold(of(0)[i], |sum, rank| sum + of(rank)[i])).collect();
+            for sum in Threads::run(size, |rank| {
+                let own = Tensor::from_vec(of(rank.rank()), (1, elements), &Device::Cpu).unwrap();
+                sum_over_ranks(&own, &rank).unwrap().to_vec2::<f32>().unwrap()
+            }) {
+                assert_eq!(sum.unwrap(), [expected.clone()], "{elements} over {size}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Steps of some rows are the dense ones there, and nothing elsewhere.
+#[test]
+fn sparse_steps_touch_their_rows_alone() -> Result<()> {
+    let (c, d, rows) = (9, 5, vec![0u32, 3, 4, 8]);
+    let random = |rows: usize| Tensor::randn(0f32, 1.0, (rows, d), &Device::Cpu);
+    let (w, v, m, s) = (random(c)?, random(c)?, random(c)?, random(c)?.sqr()?);
+    let gradient = random(rows.len())?;
+    let index = Tensor::new(rows.as_slice(), &Device::Cpu)?;
+    let before = [&w, &v, &m, &s].map(|tensor| tensor.copy().unwrap());
+    let at = |tensor: &Tensor| tensor.index_select(&index, 0);
+    let close = |a: &Tensor, b: &Tensor| distance(&flat(a), &flat(b)) < 2e-6;
+    let untouched = |a: &Tensor, b: &Tensor| {
+        (0..c as u32).filter(|row| !rows.contains(row)).all(|row| {
+            let row = |tensor: &Tensor| flat(&tensor.get(row as usize).unwrap());
+            row(a) == row(b)
+        })
+    };
+    let sgd = SparseSgd { lr: 0.1, momentum: 0.9, weight_decay: 0.01 };
+    sgd.step(&w, &v, &gradient, &rows)?;
+    let velocity = ((at(&before[1])? * 0.9)? + (&gradient + (at(&before[0])? * 0.01)?)?)?;
+    assert!(close(&at(&v)?, &velocity) && close(&at(&w)?, &(at(&before[0])? - (velocity * 0.1)?)?));
+    assert!(untouched(&w, &before[0]) && untouched(&v, &before[1]));
+
+    let w = before[0].copy()?;
+    let adam = SparseAdamW { lr: 0.1, betas: (0.9, 0.99), epsilon: 1e-8, weight_decay: 0.01 };
+    adam.step(3, &w, (&m, &s), &gradient, &rows)?;
+    let first = ((at(&before[2])? * 0.9)? + (&gradient * (1.0 - 0.9))?)?;
+    let second = ((at(&before[3])? * 0.99)? + (gradient.sqr()? * (1.0 - 0.99))?)?;
+    let root = ((&second / (1.0 - 0.99f64.powi(3)))?.sqrt()? + 1e-8)?;
+    let change = ((&first / (1.0 - 0.9f64.powi(3)))? / root)?;
+    assert!(close(&at(&m)?, &first) && close(&at(&s)?, &second));
+    assert!(close(&at(&w)?, &((at(&before[0])? * (1.0 - 0.1 * 0.01))? - (change * 0.1)?)?));
+    assert!(untouched(&w, &before[0]) && untouched(&m, &before[2]) && untouched(&s, &before[3]));
+
+    let copy = before[0].to_dtype(DType::BF16)?;
+    round_rows(&w, &copy, &rows)?;
+    assert_eq!(flat(&at(&copy)?), flat(&at(&w.to_dtype(DType::BF16)?)?));
+    assert!(untouched(&copy, &before[0].to_dtype(DType::BF16)?));
+
+    let error = |result: candle_margin_loss::Result<()>| result.unwrap_err().to_string();
+    assert_eq!(
+        error(sgd.step(&w, &w, &gradient, &rows)),
+        "sharded loss: the velocity shares its storage with weight W"
+    );
+    assert_eq!(error(sgd.step(&w, &v, &gradient, &[0, 1, 2, 9])), "sharded loss: there is no row 9 of 9");
+    let text = error(sgd.step(&w, &v, &gradient, &rows[1..]));
+    assert_eq!(text, "sharded loss: the gradient must be of shape (3, 5), its shape is [4, 5]");
+    let text = error(sgd.step(&w, &v.to_dtype(DType::F64)?, &gradient, &rows));
+    assert_eq!(text, "sharded loss: the velocity must be f32, contiguous and (C, D), it is f64 [9, 5]");
+    Ok(())
+}
+
 /// The bytes that ranks receive are those of docs/sharded.md.
 #[test]
 fn a_step_moves_the_bytes_that_the_documentation_says() -> Result<()> {
@@ -501,6 +646,7 @@ fn a_step_moves_the_bytes_that_the_documentation_says() -> Result<()> {
         let costs = costs.unwrap();
         let of = |phase: &str| costs.iter().find(|cost| cost.phase == phase).unwrap().received_bytes as usize;
         let others = n - each;
+        assert_eq!(of("agree"), (size - 1) * 23 * 8);
         assert_eq!(of("gather X and y"), others * (4 * d + 8));
         assert_eq!(of("merge statistics"), 2 * others * 48);
         assert_eq!(of("scatter dX"), others * 4 * d);

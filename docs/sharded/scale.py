@@ -9,7 +9,7 @@ import math
 
 FLOPS, BANDWIDTH, LATENCY = 2e12, 12.5e9, 20e-6
 D, BATCH = 512, 4096  # dimensions; rows of all ranks
-COLLECTIVES, HEADER = 6, 19 * 8  # agree, X, y, statistics twice, dX; a rank's header
+COLLECTIVES, HEADER = 6, 23 * 8  # agree, X, y, statistics twice, dX; a rank's header
 
 
 def step(c, p, n=BATCH, d=D, b=4):

@@ -100,6 +100,14 @@ pub(super) fn options(params: &Params) -> Vec<Item> {
     ]
 }
 
+/// An error for other ranks: without what they put before it themselves, and without the backtrace that Candle's may have.
+pub(super) fn reason(error: &Error) -> String {
+    match error {
+        Error::Sharded(why) => why.clone(),
+        other => other.to_string().lines().next().unwrap_or_default().to_string(),
+    }
+}
+
 /// What a rank brings beside what it agrees on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Brought {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::agreement::{Brought, Item, agree};
+use super::agreement::{Brought, Item, agree, reason};
 use super::bytes::{from_bytes, with_bytes};
 use super::communicator::Communicator;
 use super::shard::ClassShard;
@@ -167,10 +167,7 @@ fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {
 
 /// What every rank has done, or the error of the first that could not.
 fn together<T>(communicator: &dyn Communicator, items: &[Item], done: Result<T>) -> Result<T> {
-    let why = done.as_ref().err().map(|error| match error {
-        Error::Sharded(why) => why.clone(),
-        other => other.to_string(),
-    });
+    let why = done.as_ref().err().map(reason);
     let brought = match &why {
         None => Ok(Brought { rows: 0, wants_features: false }),
         Some(why) => Err(why.as_str()),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::agreement::{Agreed, Brought, Item, agree, options};
+use super::agreement::{Agreed, Brought, Item, agree, options, reason};
 use super::communicator::Communicator;
 use super::partial::{Partial, gradients_of, partial, problem_of, states};
 use super::reduce::fold;
@@ -262,11 +262,6 @@ impl ShardedLoss {
     }
 }
 
-/// An error without the backtrace that Candle's may have.
-fn first_line(error: &Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_string()
-}
-
 /// All ranks' rows, on every rank.
 struct Batch {
     /// X (N, D)
@@ -333,7 +328,7 @@ impl Inner {
             Item::flag("whether there are sample weights", weighted),
             Item::of("the sampling of classes", &sampling),
         ]);
-        let why = local.as_ref().err().map(first_line);
+        let why = local.as_ref().err().map(reason);
         let brought = match (local, &why) {
             (Ok(problem), _) => Ok(Brought { rows: problem.n, wants_features }),
             (Err(_), why) => Err(why.as_deref().unwrap_or_default()),
@@ -361,7 +356,7 @@ impl Inner {
 
     /// Does what the others wait for: an error of it is theirs, too.
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        work().inspect_err(|error| self.communicator.abort(&first_line(error)))
+        work().inspect_err(|error| self.communicator.abort(&reason(error)))
     }
 
     fn timed<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {

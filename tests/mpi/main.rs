@@ -126,6 +126,15 @@ fn step(
     };
     let sharded = loss.sharded(shard, communicator)?;
     let (output, dx, dw) = sharded.loss_and_grads(&own.x, &own.w, &own.y, own.rows(loss))?;
+    // The bytes of docs/sharded.md.
+    let costs = sharded.costs();
+    let of = |phase: &str| costs.iter().find(|cost| cost.phase == phase).unwrap().received_bytes as usize;
+    let (d, bytes) = (own.x.dim(1)?, own.x.dtype().size_in_bytes());
+    let numbers = 1 + usize::from(own.sample_weights.is_some()) + 2 * usize::from(loss.takes_row_margins());
+    assert_eq!(of("agree"), (size - 1) * 23 * 8);
+    assert_eq!(of("gather X and y"), (n - count) * (bytes * d + 8 * numbers));
+    assert_eq!(of("merge statistics"), (n - count) * 48 + (size - 1) * count * 48);
+    assert_eq!(of("scatter dX"), (size - 1) * count * d * bytes.max(4));
     Ok((flat(&output.loss), output.predicted.to_vec1()?, flat(&dx), flat(&dw)))
 }
 
