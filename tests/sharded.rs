@@ -1,5 +1,5 @@
-//! Classes over ranks against the loss of one: by threads, P = 1 to 7, every option of the table; ties, NaN, ignored rows, ranks without rows or
-//! classes; ranks that disagree, fail, panic or leave.
+//! Classes over ranks against the loss of one: by threads, P = 1 to 7, every option of the table; ties, NaN, ignored rows, ranks without
+//! rows or classes; ranks that disagree, fail, panic or leave.
 #![allow(missing_docs)]
 
 mod common;
@@ -397,6 +397,42 @@ fn an_error_of_one_rank_is_everyone_s() {
         Ok(())
     });
     assert_all(results, "sharded loss: ranks disagree on what is called: rank 1's is not rank 0's");
+}
+
+#[test]
+fn shards_that_do_not_fit_are_errors() -> Result<()> {
+    let loss = MarginLoss::builder(6).build()?;
+    let error = |loss: &MarginLoss, shard: ClassShard| {
+        let alone: Arc<dyn Communicator> = Arc::new(Threads::new(1).remove(0));
+        loss.sharded(shard, alone).map(drop).unwrap_err().to_string()
+    };
+    let text = error(&loss, ClassShard::balanced(5, 0, 1)?);
+    assert_eq!(text, "sharded loss: the shard is of 5 classes, the loss is over 6");
+    let text = error(&loss, ClassShard::balanced(6, 1, 2)?);
+    assert_eq!(text, "sharded loss: the shard is rank 1's of 2, the communicator's rank is 0 of 1");
+    let text = ClassShard::balanced(6, 2, 2).unwrap_err().to_string();
+    assert_eq!(text, "sharded loss: a rank is below the number of ranks: rank 2 of 2");
+    let composed = MarginLoss::builder(6).path(candle_margin_loss::Path::Composed).build()?;
+    let (x, w, y) = plain(2, 6, 4, DType::F32)?;
+    let text = first_line(&composed.partial(&x, &w, &y, None, &ClassShard::balanced(6, 0, 1)?).unwrap_err());
+    assert_eq!(text, "sharded loss: shards have the fused path alone, and the composed one is asked for");
+    let text = Partial::from_tensor(0..6, &x).unwrap_err().to_string();
+    assert_eq!(text, "sharded loss: a part is f64 (N, 6), it is f32 [2, 4]");
+    Ok(())
+}
+
+/// A rank that says less rows than it brings, or than another expects.
+#[test]
+fn messages_that_do_not_fit_are_errors() {
+    let results = errors_of(|rank| {
+        let counts = if rank.rank() == 1 { [1, 2, 1] } else { [1, 1, 1] };
+        let own = Tensor::zeros((counts[rank.rank()], 2), DType::F32, &Device::Cpu)?;
+        Ok(rank.all_gather(&own, &counts).map(drop)?)
+    });
+    assert_eq!(
+        results.into_iter().next().unwrap().unwrap(),
+        "sharded loss: 1 rows are to be exchanged, the tensor is [2, 2]"
+    );
 }
 
 #[test]

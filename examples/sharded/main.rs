@@ -51,8 +51,11 @@ struct Options {
     /// Rows of a step, of all ranks
     #[arg(long, default_value_t = 256)]
     batch: usize,
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.05)]
     lr: f64,
+    /// Of the centres, whose gradients are those of few rows each
+    #[arg(long, default_value_t = 1.0)]
+    centres_lr: f64,
     /// Dimensions of the features
     #[arg(long, default_value_t = 128)]
     dimensions: usize,
@@ -155,7 +158,11 @@ impl Model {
             ("features", drawn(options.dimensions, HIDDEN, (1.0 / HIDDEN as f64).sqrt())?),
         ];
         // The same centres on any number of ranks: drawn by all, and of a rank its own.
-        let centres = drawn(shard.classes(), options.dimensions, 1.0)?.narrow(0, shard.range().start, shard.len())?;
+        let centres = drawn(shard.classes(), options.dimensions, (1.0 / options.dimensions as f64).sqrt())?.narrow(
+            0,
+            shard.range().start,
+            shard.len(),
+        )?;
         let backbone = backbone.into_iter().map(|(name, tensor)| Ok((name, with_momentum(tensor)?)));
         Ok(Self { backbone: backbone.collect::<Result<_>>()?, centres: with_momentum(centres.contiguous()?)? })
     }
@@ -256,18 +263,18 @@ fn train(communicator: Arc<dyn Communicator>, options: &Options) -> Result<()> {
             }
             // Down to a hundredth, by a cosine.
             let progress = (epoch * of_epoch + step % of_epoch) as f64 / (options.epochs * of_epoch) as f64;
-            let lr = options.lr * (0.505 + 0.495 * (std::f64::consts::PI * progress).cos());
+            let rate = 0.505 + 0.495 * (std::f64::consts::PI * progress).cos();
             let (pixels, labels) = train.rows(share(batch, &*communicator)?)?;
             let features = model.features(&pixels)?;
             let (output, dx, dw) = loss.loss_and_grads(&features.detach(), &model.centres.0, &labels, None)?;
             total += output.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            Model::step(&mut model.centres, &dw, lr)?;
+            Model::step(&mut model.centres, &dw, options.centres_lr * rate)?;
             let start = Instant::now();
             // dX through the backbone, whose gradients are summed over the ranks.
             let gradients = (features * dx)?.sum_all()?.backward()?;
             for both in model.backbone.values_mut() {
                 let own = gradients.get(&both.0).cloned().map_or_else(|| both.0.zeros_like(), Ok)?;
-                Model::step(both, &sum_over_ranks(&own, &*communicator)?, lr)?;
+                Model::step(both, &sum_over_ranks(&own, &*communicator)?, options.lr * rate)?;
             }
             backbone_time += start.elapsed().as_secs_f64();
             step += 1;

@@ -17,13 +17,16 @@ use crate::error::{Error, Result};
 const TYPES: [(DType, &str); 4] =
     [(DType::F16, "F16"), (DType::BF16, "BF16"), (DType::F32, "F32"), (DType::F64, "F64")];
 
-/// Writes tensors whose rows are spread over the ranks as `shard`'s classes are, (C of the shard, …) each, as one file of (C, …): every rank its rows.
+/// Writes tensors whose rows are spread over the ranks as `shard`'s classes are, (C of the shard, …) each, as one file of (C, …): every
+/// rank its rows.
 ///
-/// What is there is replaced at once, when every rank has written: a job that ends before leaves it as it was, and `<path>.partial` beside it. The path is the same
-/// file on every rank. The file is what `candle_core::safetensors` reads, and of a `weight` what `candle_nn::linear_no_bias` does.
+/// What is there is replaced at once, when every rank has written: a job that ends before leaves it as it was, and `<path>.partial` beside
+/// it. The path is the same file on every rank. The file is what `candle_core::safetensors` reads, and of a `weight` what
+/// `candle_nn::linear_no_bias` does.
 ///
 /// # Errors
-/// On every rank where on one: a file that cannot be written, tensors of other rows than the shard's, ranks that disagree on names or shapes.
+/// On every rank where on one: a file that cannot be written, tensors of other rows than the shard's, ranks that disagree on names or
+/// shapes.
 pub fn save_sharded(
     path: impl AsRef<Path>,
     tensors: &[(&str, &Tensor)],
@@ -59,7 +62,8 @@ pub fn save_sharded(
 /// The rows of `shard`'s classes of the tensor `name` of a file, (C of the shard, …), whoever wrote it: a rank reads its own alone.
 ///
 /// # Errors
-/// A file that cannot be read or is none of safetensors; no such tensor, of another number of rows than the shard's classes, or of another type than floats.
+/// A file that cannot be read or is none of safetensors; no such tensor, of another number of rows than the shard's classes, or of another
+/// type than floats.
 pub fn load_sharded(path: impl AsRef<Path>, name: &str, shard: &ClassShard, device: &Device) -> Result<Tensor> {
     let path = path.as_ref();
     let mut file = File::open(path).map_err(|error| failed("open", path, &error))?;

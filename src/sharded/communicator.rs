@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 
 /// What connects P ranks: threads of one process, processes by MPI, or what a user brings.
 ///
-/// Every rank calls the same operations in the same order. `counts` says how many rows are each rank's, the same on all of them. Tensors are on the CPU.
-/// Nobody hangs: where a rank aborts, panics or is dropped while others wait, their operation is an error, and every one after it.
+/// Every rank calls the same operations in the same order. `counts` says how many rows are each rank's, the same on all of them. Tensors
+/// are on the CPU. Nobody hangs: where a rank aborts, panics or is dropped while others wait, their operation is an error, and every one
+/// after it.
 pub trait Communicator: Send + Sync {
     /// This rank, below [`size`](Self::size)
     fn rank(&self) -> usize;
@@ -21,7 +22,8 @@ pub trait Communicator: Send + Sync {
     /// A rank that has failed, or left.
     fn all_gather(&self, rows: &Tensor, counts: &[usize]) -> Result<Tensor>;
 
-    /// This rank's rows of every rank's: of `rows` (Σ counts, …) those of rank q go to q, and (P, counts\[rank\], …) come, by the rank that sent them.
+    /// This rank's rows of every rank's: of `rows` (Σ counts, …) those of rank q go to q, and (P, counts\[rank\], …) come, by the rank that
+    /// sent them.
     ///
     /// # Errors
     /// A rank that has failed, or left.

@@ -22,8 +22,9 @@ use crate::problem::{Gradients, Problem, RowInputs, Targets};
 
 /// A [`MarginLoss`] whose classes are spread over ranks, each of which has a batch of its own: made by [`MarginLoss::sharded`].
 ///
-/// A call is every rank's: with its rows of the batch, as many as it has, none included, and the centres of its classes. The loss is that of all rows and
-/// classes, the same on every rank, and the gradients are those of it: a backbone's are to be *summed* over the ranks, not averaged.
+/// A call is every rank's: with its rows of the batch, as many as it has, none included, and the centres of its classes. The loss is that
+/// of all rows and classes, the same on every rank, and the gradients are those of it: a backbone's are to be *summed* over the ranks, not
+/// averaged.
 #[derive(Clone)]
 pub struct ShardedLoss(Arc<Inner>);
 
@@ -135,12 +136,12 @@ impl ShardedLoss {
     /// - `features` X: (N of the rank, D), `labels` y: (N of the rank), of all classes.
     /// - `weight`: (C of the shard, D), the centres of this rank's classes.
     ///
-    /// On the tape where X or W is. Of a scalar the gradients are made with the loss, and backward talks to nobody; for [`Reduction::None`], and with
-    /// `recompute_gradients`, backward is every rank's as well.
+    /// On the tape where X or W is. Of a scalar the gradients are made with the loss, and backward talks to nobody; for
+    /// [`Reduction::None`], and with `recompute_gradients`, backward is every rank's as well.
     ///
     /// # Errors
-    /// As [`MarginLoss::forward`], on every rank where on one; ranks that disagree on classes, dimensions, dtypes, options or calls; a rank that has
-    /// failed.
+    /// As [`MarginLoss::forward`], on every rank where on one; ranks that disagree on classes, dimensions, dtypes, options or calls; a rank
+    /// that has failed.
     pub fn forward(&self, features: &Tensor, weight: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
         Ok(self.output(features, weight, labels, RowInputs::default())?.loss)
     }
@@ -180,8 +181,8 @@ impl ShardedLoss {
 
     /// As [`ShardedLoss::loss_and_grads`], with a sample of the classes: the loss over those that take part, and dW of them alone.
     ///
-    /// W's rows are read where they are, a tile at a time: no copy of the sample is made. A step that touches its rows alone is [`SparseSgd`](super::SparseSgd)'s or
-    /// [`SparseAdamW`](super::SparseAdamW)'s.
+    /// W's rows are read where they are, a tile at a time: no copy of the sample is made. A step that touches its rows alone is
+    /// [`SparseSgd`](super::SparseSgd)'s or [`SparseAdamW`](super::SparseAdamW)'s.
     ///
     /// # Errors
     /// As [`ShardedLoss::loss_and_grads`]; a rate out of its range; label smoothing, which is over all classes.
@@ -356,6 +357,16 @@ impl Inner {
 
     /// Does what the others wait for: an error of it is theirs, too.
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        /// A panic of this rank is known to the others, whoever else holds the communicator.
+        struct Panic<'c>(&'c dyn Communicator);
+        impl Drop for Panic<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.abort("it panicked");
+                }
+            }
+        }
+        let _panic = Panic(&*self.communicator);
         work().inspect_err(|error| self.communicator.abort(&reason(error)))
     }
 

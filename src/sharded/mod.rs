@@ -1,10 +1,13 @@
-//! Classes over many ranks: each owns some rows of W, their gradient and their optimizer's state, and of every row of the batch a few numbers are exchanged.
+//! Classes over many ranks: each owns some rows of W, their gradient and their optimizer's state, and of every row of the batch a few
+//! numbers are exchanged.
 //!
 //! - [`ClassShard`] says which classes are a rank's.
-//! - [`MarginLoss::partial`](crate::MarginLoss::partial) and [`MarginLoss::finish`](crate::MarginLoss::finish) are the core, which communicates with nobody: bring any transport.
-//! - [`MarginLoss::sharded`](crate::MarginLoss::sharded) is the loss over ranks that a [`Communicator`] connects: [`Threads`] of one process, processes by MPI
-//!   (`Mpi`, feature `mpi`), or what implements it.
-//! - [`save_sharded`] and [`load_sharded`] write and read checkpoints that any number of ranks takes up; [`sum_over_ranks`] is for a backbone's gradients.
+//! - [`MarginLoss::partial`](crate::MarginLoss::partial) and [`MarginLoss::finish`](crate::MarginLoss::finish) are the core, which
+//!   communicates with nobody: bring any transport.
+//! - [`MarginLoss::sharded`](crate::MarginLoss::sharded) is the loss over ranks that a [`Communicator`] connects: [`Threads`] of one
+//!   process, processes by MPI (`Mpi`, feature `mpi`), or what implements it.
+//! - [`save_sharded`] and [`load_sharded`] write and read checkpoints that any number of ranks takes up; [`sum_over_ranks`] is for a
+//!   backbone's gradients.
 //!
 //! `docs/sharded.md` has the messages, their sizes and what fails how.
 

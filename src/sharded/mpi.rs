@@ -15,9 +15,9 @@ use crate::error::{Error, Result};
 
 /// A process of an MPI job, of `MPI_COMM_WORLD`: started by `mpirun -n P`, one of it a process.
 ///
-/// Before every exchange the ranks tell each other, in 24 bytes, what they are about to exchange: so a rank that aborts, panics or is dropped is known to the
-/// others, which get an error, and so are messages that do not fit each other. The last rank to drop it ends MPI. A process that is killed ends
-/// the job, as `mpirun` has it.
+/// Before every exchange the ranks tell each other, in 24 bytes, what they are about to exchange: so a rank that aborts, panics or is
+/// dropped is known to the others, which get an error, and so are messages that do not fit each other. The last rank to drop it ends MPI. A
+/// process that is killed ends the job, as `mpirun` has it.
 pub struct Mpi {
     rank: usize,
     size: usize,
@@ -59,8 +59,8 @@ impl Mpi {
         Ok(Self { rank, size, largest_message: i32::MAX as usize, state, received: AtomicU64::new(0) })
     }
 
-    /// With messages of at most so many bytes on each rank's side of an exchange, and of a row a rank at least: longer ones go in pieces. Default 2³¹ − 1, which MPI's counts end at. The
-    /// same on every rank.
+    /// With messages of at most so many bytes on each rank's side of an exchange, and of a row a rank at least: longer ones go in pieces.
+    /// Default 2³¹ − 1, which MPI's counts end at. The same on every rank.
     pub fn largest_message(mut self, bytes: usize) -> Self {
         self.largest_message = bytes.min(i32::MAX as usize);
         self
@@ -101,8 +101,8 @@ impl Mpi {
         Err(Error::Sharded(why))
     }
 
-    /// Exchanges bytes: `send(q)` are the rows that go to rank q, in `rows` by number and of `row` bytes; those that come from q are `receive[q]` rows, all of them
-    /// into `out`, by rank.
+    /// Exchanges bytes: `send(q)` are the rows that go to rank q, in `rows` by number and of `row` bytes; those that come from q are
+    /// `receive[q]` rows, all of them into `out`, by rank.
     fn exchange(&self, intent: Intent, bytes: &[u8], counts: &[usize], row: usize, out: &mut [u8]) -> Result<()> {
         let mut state = self.lock();
         let shape = counts

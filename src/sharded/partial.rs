@@ -15,8 +15,8 @@ use crate::problem::{Gradients, Problem, RowInputs, Targets};
 
 /// What the rows' cosines to some of the classes leave for their loss: a few numbers a row, mergeable with those of the other classes.
 ///
-/// Of every row: the largest logit and the sum of exponentials over the classes that are not its own, the sum of their cosines where labels are smoothed,
-/// the best class and its cosine, and the cosine to its own class where that is here.
+/// Of every row: the largest logit and the sum of exponentials over the classes that are not its own, the sum of their cosines where labels
+/// are smoothed, the best class and its cosine, and the cosine to its own class where that is here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Partial {
     classes: Range<usize>,
@@ -143,8 +143,8 @@ impl MarginLoss {
 
     /// The loss from the parts of all shards, in their order or merged, and a shard's gradients.
     ///
-    /// The loss is that of all classes and its gradients are those of it: no factor of the number of shards is in them. `dx_part` is to be summed over the
-    /// shards, `dw` is whole. For [`Reduction::None`](crate::Reduction::None) the gradients are those of the sum.
+    /// The loss is that of all classes and its gradients are those of it: no factor of the number of shards is in them. `dx_part` is to be
+    /// summed over the shards, `dw` is whole. For [`Reduction::None`](crate::Reduction::None) the gradients are those of the sum.
     ///
     /// # Errors
     /// As [`MarginLoss::partial`]; parts that are not of these rows, or not of all classes in their order.

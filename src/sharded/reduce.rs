@@ -8,7 +8,8 @@ use crate::error::Result;
 
 /// The sum of every rank's `tensor`, on every rank: of a backbone's gradients, whose loss is that of all ranks' rows.
 ///
-/// Every rank sums its share of the elements, in the order of ranks, and all gather the sums: 2·(P − 1)/P of the tensor's bytes come to a rank.
+/// Every rank sums its share of the elements, in the order of ranks, and all gather the sums: 2·(P − 1)/P of the tensor's bytes come to a
+/// rank.
 ///
 /// # Errors
 /// A rank that has failed, or left; tensors of other shapes or dtypes on other ranks.

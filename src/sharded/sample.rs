@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 
 /// Which share of the classes takes part in a step.
 ///
-/// The classes of the batch's labels always do; of the others as many are drawn, anew at every call, as make up the rate: none where the labels alone are more. The
-/// softmax is over those that take part, and so are predictions and hard flags.
+/// The classes of the batch's labels always do; of the others as many are drawn, anew at every call, as make up the rate: none where the
+/// labels alone are more. The softmax is over those that take part, and so are predictions and hard flags.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// The share of a shard's classes, 0 < rate ≤ 1

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 
-/// The classes of one rank: consecutive ones, as many as any other rank's or one more. Where there are more ranks than classes some have none.
+/// The classes of one rank: consecutive ones, as many as any other rank's or one more. Where there are more ranks than classes some have
+/// none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassShard {
     classes: usize,

@@ -59,7 +59,8 @@ pub struct SparseAdamW {
 }
 
 impl SparseAdamW {
-    /// Step `step`, counted from 1, of `rows` (M) of W (C, D) and its moments (C, D) each, all f32, contiguous, on the CPU, by `gradient` (M, D).
+    /// Step `step`, counted from 1, of `rows` (M) of W (C, D) and its moments (C, D) each, all f32, contiguous, on the CPU, by `gradient`
+    /// (M, D).
     ///
     /// # Errors
     /// As [`SparseSgd::step`]; step 0.

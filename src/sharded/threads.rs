@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 
 /// A rank among threads of one process: for tests, and for machines with memory of several sockets.
 ///
-/// Each belongs to a thread of its own, which waits for the others inside its calls. Threads of a rayon pool will not do: one that waits may be the one
-/// that the others wait for.
+/// Each belongs to a thread of its own, which waits for the others inside its calls. Threads of a rayon pool will not do: one that waits
+/// may be the one that the others wait for.
 pub struct Threads {
     rank: usize,
     meeting: Arc<Meeting>,
@@ -54,7 +54,8 @@ impl Threads {
         })
     }
 
-    /// Gives the others what is theirs, and makes `take`'s of what every rank gave, by rank. Over when all have taken: what was given may change then.
+    /// Gives the others what is theirs, and makes `take`'s of what every rank gave, by rank. Over when all have taken: what was given may
+    /// change then.
     fn exchange<T>(&self, given: Vec<Tensor>, take: impl FnOnce(&[Arc<Vec<Tensor>>]) -> Result<T>) -> Result<T> {
         let meeting = &*self.meeting;
         let mut state = meeting.lock();
@@ -119,6 +120,7 @@ impl Communicator for Threads {
         self.exchange(vec![rows.detach()], |all| {
             let parts: Vec<Tensor> = all.iter().map(|given| given[0].clone()).collect();
             self.count(&parts);
+            parts.iter().zip(counts).try_for_each(|(part, &count)| check_rows(part, count))?;
             let some: Vec<&Tensor> = parts.iter().filter(|part| part.dims()[0] > 0).collect();
             Ok(if some.is_empty() { parts[0].copy()? } else { Tensor::cat(&some, 0)?.force_contiguous()? })
         })
@@ -135,6 +137,7 @@ impl Communicator for Threads {
         self.exchange(given, |all| {
             let parts: Vec<Tensor> = all.iter().map(|given| given[self.rank].clone()).collect();
             self.count(&parts);
+            parts.iter().try_for_each(|part| check_rows(part, counts[self.rank]))?;
             if counts[self.rank] == 0 {
                 let dims = [&[counts.len()], parts[0].dims()].concat();
                 return Ok(Tensor::zeros(dims, rows.dtype(), rows.device())?);

@@ -41,24 +41,19 @@ fn main() {
             .output()
             .expect("mpirun runs");
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        match error {
-            None => assert!(output.status.success(), "{job}: {}\n{text}", output.status),
-            Some(error) => {
-                assert!(
-                    !output.status.success() && output.status.code() != Some(124),
-                    "{job}: {}\n{text}",
-                    output.status
-                );
-                // Of every rank that is left to say so; a kill is mpirun's to tell.
-                let told = text.matches(error).count();
-                let survivors = match job {
-                    "label" | "disagree" => ranks,
-                    "killed" => 1,
-                    _ => ranks - 1,
-                };
-                assert!(told >= survivors, "{job}: {told} of {survivors} say {error:?}\n{text}");
-            }
-        }
+        let Some(error) = error else {
+            assert!(output.status.success(), "{job}: {}\n{text}", output.status);
+            println!("mpirun -n {ranks} {job}: ok, {:.1} s", started.elapsed().as_secs_f64());
+            continue;
+        };
+        // Every rank that is left says so and ends well, lest mpirun end the others before they do; a kill is mpirun's to tell.
+        let (survivors, ends) = match job {
+            "label" | "disagree" => (ranks, output.status.success()),
+            "killed" => (1, !output.status.success() && output.status.code() != Some(124)),
+            _ => (ranks - 1, output.status.success()),
+        };
+        let told = text.matches(error).count();
+        assert!(ends && told >= survivors, "{job}: {}, {told} of {survivors} say {error:?}\n{text}", output.status);
         println!("mpirun -n {ranks} {job}: ok, {:.1} s", started.elapsed().as_secs_f64());
     }
 }
@@ -83,8 +78,11 @@ fn rank(job: &str) {
         }
         _ => failing(mpi, |_| 3, |_| 6),
     };
-    if let Err(error) = work() {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    if let Ok(Err(error)) = &result {
         eprintln!("rank {me}: {error}");
+    }
+    if ["numbers", "pieces"].contains(&job) && !matches!(result, Ok(Ok(()))) {
         std::process::exit(1);
     }
 }
