@@ -372,17 +372,41 @@ impl<'d> Run<'d> {
 
     /// Accuracy of the test set.
     pub fn evaluate(&self) -> Result<ByGroup> {
-        // 500 images, or as many as have 32 MiB.
-        let (images, shape) = (self.images, self.dataset.shape);
+        let predicted = self.predict(self.images)?;
+        Ok(metrics::group_accuracy(&predicted, &self.images.test_labels, &self.dataset.groups.of_class)?)
+    }
+
+    /// Classes (N) that the test images of `images` are taken for.
+    pub fn predict(&self, images: &Images) -> Result<Vec<u32>> {
+        let mut predicted = Vec::with_capacity(images.test_labels.len());
+        self.test_batches(images, |batch| {
+            predicted.extend(self.model.predict(batch)?.to_vec1::<u32>()?);
+            Ok(())
+        })?;
+        Ok(predicted)
+    }
+
+    /// Features (N, D) of the test images of `images`.
+    pub fn test_features(&self, images: &Images) -> Result<Tensor> {
+        let mut features = Vec::new();
+        self.test_batches(images, |batch| {
+            features.push(self.model.features(batch, false)?.detach());
+            Ok(())
+        })?;
+        Ok(Tensor::cat(&features, 0)?)
+    }
+
+    /// 500 images at once, or as many as have 32 MiB.
+    fn test_batches(&self, images: &Images, mut used: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        let shape = self.dataset.shape;
         let at_once = ((8 << 20) / shape.pixels()).clamp(1, 500);
         let rows: Vec<usize> = (0..images.test_labels.len()).collect();
-        let mut predicted = Vec::with_capacity(rows.len());
         let made = |rows: &[usize]| Ok((images.test_batch(shape, rows)?, rows.len()));
         ahead(rows.chunks(at_once), made, |(pixels, n)| {
-            predicted.extend(self.model.predict(&self.batch(pixels, n)?)?.to_vec1::<u32>()?);
+            used(&self.batch(pixels, n)?)?;
             Ok(true)
         })?;
-        Ok(metrics::group_accuracy(&predicted, &images.test_labels, &self.dataset.groups.of_class)?)
+        Ok(())
     }
 }
 
