@@ -46,6 +46,17 @@ train() {
 train
 train --resume
 
+# Classes over ranks, taken up by another number of them; and over processes.
+rm -rf target/sharded-test
+sharded() { RAYON_NUM_THREADS=1 cargo run --release --example sharded -- --most 6 --out target/sharded-test "$@"; }
+sharded --ranks 3 --epochs 1
+sharded --ranks 2 --epochs 2 --resume
+if sh tests/mpi/run.sh true; then
+    sh tests/mpi/run.sh cargo test --release --features mpi --test mpi
+else
+    skip "tests/mpi: classes over processes" "no mpicc and mpirun, and none could be installed (see above)"
+fi
+
 # CUDA on the emulated GPU: our kernels and Candle's own; then the suites of the CPU path on the device, with the kernels that a call takes by
 # itself, and with the streaming ones alone on a device of one multiprocessor, whose few blocks loop over what an H100 spreads out. The last
 # two run side by side: an emulated device is one thread.
