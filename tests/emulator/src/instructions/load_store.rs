@@ -181,6 +181,10 @@ impl Execute for Load {
     fn only_reads(&self) -> bool {
         true
     }
+
+    fn is_private(&self) -> bool {
+        self.place.space == Some(Space::Param) && self.place.base.is_none()
+    }
 }
 
 struct Store {

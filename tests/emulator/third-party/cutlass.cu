@@ -1,0 +1,173 @@
+// CUTLASS's device-wide products, D = α·A·B + β·C, beside sums in double: GROUP is which, so that each is a compilation of its own.
+#include "host.h"
+
+#include <cutlass/cutlass.h>
+#include <cutlass/epilogue/thread/linear_combination.h>
+#include <cutlass/gemm/device/gemm.h>
+#include <cutlass/gemm/device/gemm_universal.h>
+
+namespace g = cutlass::gemm;
+using cutlass::bfloat16_t;
+using cutlass::half_t;
+using T = cutlass::layout::RowMajor;     // as BLAS calls it, of A; B is the other way round
+using N = cutlass::layout::ColumnMajor;
+template <int M, int N, int K>
+using Shape = g::GemmShape<M, N, K>;
+
+// Bits of a number's fraction, as the products take it.
+template <class Type> constexpr int bits = 0;
+template <> constexpr int bits<float> = 24;
+template <> constexpr int bits<double> = 53;
+template <> constexpr int bits<half_t> = 11;
+template <> constexpr int bits<bfloat16_t> = 8;
+
+// The other operand's layout of the same letter.
+template <class L> struct OfB;
+template <> struct OfB<T> { using Layout = cutlass::layout::RowMajor; };
+template <> struct OfB<N> { using Layout = cutlass::layout::ColumnMajor; };
+
+template <class Layout>
+size_t place(int row, int column, int rows, int columns) {
+    return std::is_same<Layout, cutlass::layout::RowMajor>::value ? size_t(row) * columns + column : size_t(column) * rows + row;
+}
+template <class Layout>
+int stride(int rows, int columns) {
+    return std::is_same<Layout, cutlass::layout::RowMajor>::value ? columns : rows;
+}
+
+// How it is called: plainly, in parts of K that are added by turns, or with parts of the work given to each multiprocessor.
+enum Way { plain, serial, stream };
+
+template <class Gemm, Way way>
+cutlass::Status call(Gemm& gemm, int m, int n, int k, int parts, const void* a, const void* b, const void* c, void* d, double alpha, double beta,
+                     cudaStream_t queue) {
+    using A = typename Gemm::ElementA;
+    using B = typename Gemm::ElementB;
+    using C = typename Gemm::ElementC;
+    using S = typename Gemm::EpilogueOutputOp::ElementCompute;
+    const int lda = stride<typename Gemm::LayoutA>(m, k), ldb = stride<typename Gemm::LayoutB>(k, n), ldc = stride<typename Gemm::LayoutC>(m, n);
+    auto with = [&](typename Gemm::Arguments arguments) {
+        cutlass::Status status = Gemm::can_implement(arguments);
+        if (status != cutlass::Status::kSuccess) return status;
+        Array<char> workspace(Gemm::get_workspace_size(arguments));
+        status = gemm.initialize(arguments, workspace.device, queue);
+        if (status != cutlass::Status::kSuccess) return status;
+        status = gemm.run(queue);
+        CHECK(cudaStreamSynchronize(queue));
+        return status;
+    };
+    if constexpr (way == stream) {
+        return with({g::GemmUniversalMode::kGemm, {m, n, k}, parts, {S(alpha), S(beta)}, a, b, c, d, int64_t(m) * k, int64_t(k) * n, int64_t(m) * n,
+                     int64_t(m) * n, lda, ldb, ldc, ldc, -1});
+    } else {
+        return with({{m, n, k}, {(const A*)a, lda}, {(const B*)b, ldb}, {(const C*)c, ldc}, {(C*)d, ldc}, {S(alpha), S(beta)}, parts});
+    }
+}
+
+// One size: `fraction` bits of the inputs are used, sums have `sum` bits.
+template <class Gemm, Way way>
+bool product(int m, int n, int k, int parts, int fraction, int sum, bool integers, unsigned seed) {
+    using C = typename Gemm::ElementC;
+    const double alpha = integers ? 2 : 1.25, beta = integers ? -1 : 0.5;
+    Draw draw{std::mt19937(seed + 7 * m + k), integers};
+    Array<typename Gemm::ElementA> a(size_t(m) * k);
+    Array<typename Gemm::ElementB> b(size_t(k) * n);
+    Array<C> c(size_t(m) * n), d(size_t(m) * n);
+    a.draw(draw), b.draw(draw), c.draw(draw);
+    Gemm gemm;
+    const cutlass::Status status = call<Gemm, way>(gemm, m, n, k, parts, a.device, b.device, c.device, d.device, alpha, beta, 0);
+    CHECK(cudaGetLastError());
+    if (status != cutlass::Status::kSuccess) {
+        printf("%d x %d x %d: %s\n", m, n, k, cutlassGetStatusString(status));
+        return false;
+    }
+    d.down();
+    Bound bound;
+    for (int i = 0; i < m; i++) {
+        for (int j = 0; j < n; j++) {
+            double exact = 0, size = 0;
+            for (int l = 0; l < k; l++) {
+                const double term = double(a.host[place<typename Gemm::LayoutA>(i, l, m, k)]) * double(b.host[place<typename Gemm::LayoutB>(l, j, k, n)]);
+                exact += term, size += std::abs(term);
+            }
+            const size_t at = place<typename Gemm::LayoutC>(i, j, m, n);
+            const double own = beta * double(c.host[at]);
+            exact = alpha * exact + own;
+            // The inputs' cut, k additions, the result's rounding, each at the most.
+            const double allowed = std::abs(alpha) * size * (2 * std::ldexp(1, -fraction) + k * std::ldexp(1, -sum)) +
+                                   (std::abs(exact) + std::abs(own)) * std::ldexp(1, -bits<C>);
+            bound.add(at, double(d.host[at]), integers ? double(C(float(exact))) : exact, integers ? 1e-300 : allowed);
+        }
+    }
+    char what[99];
+    snprintf(what, sizeof what, "%d x %d x %d in %d, %s", m, n, k, parts, integers ? "integers" : "fractions");
+    return bound.holds(what);
+}
+
+// Whole tiles, and sizes that are none.
+template <class Gemm, Way way, int fraction, int sum, int step>
+bool sizes(bool integers, unsigned seed) {
+    using Tile = typename Gemm::ThreadblockShape;
+    const int m = Tile::kM, n = Tile::kN, k = Tile::kK, parts = way == serial ? 3 : 1;
+    return product<Gemm, way>(2 * m, n, (way == plain ? 3 : 8) * k, parts, fraction, sum, integers, seed) &&
+           product<Gemm, way>(m + 3 * step, 2 * n - 5 * step, 2 * k + step, parts, fraction, sum, integers, seed) &&
+           // Fewer than there are stages.
+           product<Gemm, way>(step, step, step, 1, fraction, sum, integers, seed);
+}
+
+template <class In, class Out, class Sum, class LA, class LB, class Class, class Block, class Warp, class One, int stages, int step,
+          Way way = plain, class Operator = cutlass::arch::OpMultiplyAdd, int fraction = bits<In>>
+struct Product {
+    using Compute = typename std::conditional<std::is_same<Sum, half_t>::value, half_t, Sum>::type;
+    using End = cutlass::epilogue::thread::LinearCombination<Out, std::is_same<Class, cutlass::arch::OpClassSimt>::value ? 1 : 128 / cutlass::sizeof_bits<Out>::value < step
+        ? 128 / cutlass::sizeof_bits<Out>::value : step, Sum, Compute>;
+    using Plain = g::device::Gemm<In, LA, In, typename OfB<LB>::Layout, Out, cutlass::layout::RowMajor, Sum, Class, cutlass::arch::Sm80, Block, Warp, One, End,
+                                  g::threadblock::GemmIdentityThreadblockSwizzle<>, stages, step, step, way == serial, Operator>;
+    using Streamed = g::device::GemmUniversal<In, LA, In, typename OfB<LB>::Layout, Out, cutlass::layout::RowMajor, Sum, Class, cutlass::arch::Sm80, Block, Warp, One,
+                                              End, g::threadblock::ThreadblockSwizzleStreamK, stages, step, step, Operator>;
+    using Gemm = typename std::conditional<way == stream, Streamed, Plain>::type;
+
+    static Case named(const char* name) { return {name, sizes<Gemm, way, fraction, bits<Sum>, step>}; }
+};
+
+using Tensor = cutlass::arch::OpClassTensorOp;
+using Simt = cutlass::arch::OpClassSimt;
+using Half = Shape<16, 8, 16>;
+using Tf32 = Shape<16, 8, 8>;
+
+int main(int argc, char** argv) {
+    const std::vector<Case> cases = {
+#if GROUP == 0  // bf16
+        Product<bfloat16_t, float, float, T, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 3, 8>::named("bf16 TN 128x128x32, 3 stages"),
+        Product<bfloat16_t, bfloat16_t, float, N, N, Tensor, Shape<64, 128, 32>, Shape<32, 64, 32>, Half, 4, 8>::named("bf16 NN 64x128x32, 4 stages, to bf16"),
+        Product<bfloat16_t, float, float, N, T, Tensor, Shape<128, 64, 64>, Shape<64, 32, 64>, Half, 3, 8>::named("bf16 NT 128x64x64, 3 stages"),
+        Product<bfloat16_t, float, float, T, T, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 2, 8>::named("bf16 TT 64x64x32, 2 stages"),
+#elif GROUP == 1  // f16
+        Product<half_t, half_t, half_t, T, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8>::named("f16 TN 128x128x32, 4 stages, sums in f16"),
+        Product<half_t, float, float, N, N, Tensor, Shape<128, 64, 32>, Shape<64, 32, 32>, Half, 5, 8>::named("f16 NN 128x64x32, 5 stages"),
+        Product<half_t, half_t, float, N, T, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Half, 3, 8>::named("f16 NT 64x64x64, 3 stages, to f16"),
+        Product<half_t, float, float, T, T, Tensor, Shape<64, 128, 32>, Shape<32, 64, 32>, Half, 2, 4>::named("f16 TT 64x128x32, 2 stages, by 8 bytes"),
+#elif GROUP == 2  // tf32 and 3xTF32
+        Product<float, float, float, T, N, Tensor, Shape<128, 128, 16>, Shape<64, 64, 16>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 TN 128x128x16, 3 stages"),
+        Product<float, float, float, N, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 NN 64x64x32, 3 stages"),
+        Product<float, float, float, N, T, Tensor, Shape<64, 128, 16>, Shape<32, 64, 16>, Tf32, 4, 4, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 NT 64x128x16, 4 stages"),
+        Product<float, float, float, T, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 1, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 TT 64x64x16, 3 stages, by 4 bytes"),
+        Product<float, float, float, T, N, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAddFastF32, 20>::named("3xTF32 TN 64x64x16, 3 stages"),
+        Product<float, float, float, N, T, Tensor, Shape<128, 64, 16>, Shape<64, 32, 16>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAddFastF32, 20>::named("3xTF32 NT 128x64x16, 3 stages"),
+#elif GROUP == 3  // f64 and multiply-adds
+        Product<double, double, double, T, N, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Shape<8, 8, 4>, 4, 1>::named("f64 TN 64x64x16, 4 stages"),
+        Product<double, double, double, N, T, Tensor, Shape<32, 64, 16>, Shape<16, 32, 16>, Shape<8, 8, 4>, 3, 1>::named("f64 NT 32x64x16, 3 stages"),
+        Product<float, float, float, N, N, Simt, Shape<128, 128, 8>, Shape<32, 64, 8>, Shape<1, 1, 1>, 2, 1>::named("f32 SIMT NN 128x128x8, 2 stages"),
+        Product<float, float, float, T, N, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, Shape<1, 1, 1>, 4, 1>::named("f32 SIMT TN 64x64x8, 4 stages"),
+        Product<float, float, float, T, T, Simt, Shape<64, 128, 8>, Shape<32, 64, 8>, Shape<1, 1, 1>, 2, 1>::named("f32 SIMT TT 64x128x8, 2 stages"),
+        Product<double, double, double, N, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, Shape<1, 1, 1>, 2, 1>::named("f64 SIMT NT 64x64x8, 2 stages"),
+#elif GROUP == 4  // parts of K
+        Product<bfloat16_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, serial>::named("bf16 TN 64x64x32, split-K serial"),
+        Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, serial, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 NT 64x64x16, split-K serial"),
+        Product<half_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, stream>::named("f16 TN 64x64x32, stream-K"),
+        Product<bfloat16_t, float, float, N, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8, stream>::named("bf16 NN 128x128x32, stream-K"),
+        Product<float, float, float, T, N, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, Shape<1, 1, 1>, 2, 1, stream>::named("f32 SIMT TN 64x64x8, stream-K"),
+#endif
+    };
+    return run_cases(cases, argc, argv);
+}
