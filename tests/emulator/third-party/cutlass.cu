@@ -20,6 +20,8 @@ template <> constexpr int bits<float> = 24;
 template <> constexpr int bits<double> = 53;
 template <> constexpr int bits<half_t> = 11;
 template <> constexpr int bits<bfloat16_t> = 8;
+template <> constexpr int bits<int8_t> = 31;
+template <> constexpr int bits<int> = 31;
 
 // The other operand's layout of the same letter.
 template <class L> struct OfB;
@@ -68,6 +70,7 @@ cutlass::Status call(Gemm& gemm, int m, int n, int k, int parts, const void* a, 
 template <class Gemm, Way way>
 bool product(int m, int n, int k, int parts, int fraction, int sum, bool integers, unsigned seed) {
     using C = typename Gemm::ElementC;
+    integers |= std::is_same<C, int>::value;
     const double alpha = integers ? 2 : 1.25, beta = integers ? -1 : 0.5;
     Draw draw{std::mt19937(seed + 7 * m + k), integers};
     Array<typename Gemm::ElementA> a(size_t(m) * k);
@@ -127,47 +130,76 @@ struct Product {
                                               End, g::threadblock::ThreadblockSwizzleStreamK, stages, step, step, Operator>;
     using Gemm = typename std::conditional<way == stream, Streamed, Plain>::type;
 
-    static Case named(const char* name) { return {name, sizes<Gemm, way, fraction, bits<Sum>, step>}; }
+    static void add(std::vector<Case>& cases, const std::string& name) { cases.push_back({name, sizes<Gemm, way, fraction, bits<Sum>, step>}); }
 };
+
+// The same in all four layouts.
+template <class In, class Out, class Sum, class Class, class Block, class Warp, class One, int stages, int step, class Operator = cutlass::arch::OpMultiplyAdd,
+          int fraction = bits<In>>
+void four(std::vector<Case>& cases, const char* type, const char* more) {
+    auto name = [&](const char* layouts) { return std::string(type) + " " + layouts + " " + more; };
+    Product<In, Out, Sum, T, N, Class, Block, Warp, One, stages, step, plain, Operator, fraction>::add(cases, name("TN"));
+#ifndef TENTH
+    Product<In, Out, Sum, N, N, Class, Block, Warp, One, stages, step, plain, Operator, fraction>::add(cases, name("NN"));
+    Product<In, Out, Sum, N, T, Class, Block, Warp, One, stages, step, plain, Operator, fraction>::add(cases, name("NT"));
+    Product<In, Out, Sum, T, T, Class, Block, Warp, One, stages, step, plain, Operator, fraction>::add(cases, name("TT"));
+#endif
+}
 
 using Tensor = cutlass::arch::OpClassTensorOp;
 using Simt = cutlass::arch::OpClassSimt;
 using Half = Shape<16, 8, 16>;
 using Tf32 = Shape<16, 8, 8>;
+using One = Shape<1, 1, 1>;
+using Plainly = cutlass::arch::OpMultiplyAdd;
+using InThree = cutlass::arch::OpMultiplyAddFastF32;
 
 int main(int argc, char** argv) {
-    const std::vector<Case> cases = {
-#if GROUP == 0  // bf16
-        Product<bfloat16_t, float, float, T, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 3, 8>::named("bf16 TN 128x128x32, 3 stages"),
-        Product<bfloat16_t, bfloat16_t, float, N, N, Tensor, Shape<64, 128, 32>, Shape<32, 64, 32>, Half, 4, 8>::named("bf16 NN 64x128x32, 4 stages, to bf16"),
-        Product<bfloat16_t, float, float, N, T, Tensor, Shape<128, 64, 64>, Shape<64, 32, 64>, Half, 3, 8>::named("bf16 NT 128x64x64, 3 stages"),
-        Product<bfloat16_t, float, float, T, T, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 2, 8>::named("bf16 TT 64x64x32, 2 stages"),
-#elif GROUP == 1  // f16
-        Product<half_t, half_t, half_t, T, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8>::named("f16 TN 128x128x32, 4 stages, sums in f16"),
-        Product<half_t, float, float, N, N, Tensor, Shape<128, 64, 32>, Shape<64, 32, 32>, Half, 5, 8>::named("f16 NN 128x64x32, 5 stages"),
-        Product<half_t, half_t, float, N, T, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Half, 3, 8>::named("f16 NT 64x64x64, 3 stages, to f16"),
-        Product<half_t, float, float, T, T, Tensor, Shape<64, 128, 32>, Shape<32, 64, 32>, Half, 2, 4>::named("f16 TT 64x128x32, 2 stages, by 8 bytes"),
-#elif GROUP == 2  // tf32 and 3xTF32
-        Product<float, float, float, T, N, Tensor, Shape<128, 128, 16>, Shape<64, 64, 16>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 TN 128x128x16, 3 stages"),
-        Product<float, float, float, N, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 NN 64x64x32, 3 stages"),
-        Product<float, float, float, N, T, Tensor, Shape<64, 128, 16>, Shape<32, 64, 16>, Tf32, 4, 4, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 NT 64x128x16, 4 stages"),
-        Product<float, float, float, T, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 1, plain, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 TT 64x64x16, 3 stages, by 4 bytes"),
-        Product<float, float, float, T, N, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAddFastF32, 20>::named("3xTF32 TN 64x64x16, 3 stages"),
-        Product<float, float, float, N, T, Tensor, Shape<128, 64, 16>, Shape<64, 32, 16>, Tf32, 3, 4, plain, cutlass::arch::OpMultiplyAddFastF32, 20>::named("3xTF32 NT 128x64x16, 3 stages"),
-#elif GROUP == 3  // f64 and multiply-adds
-        Product<double, double, double, T, N, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Shape<8, 8, 4>, 4, 1>::named("f64 TN 64x64x16, 4 stages"),
-        Product<double, double, double, N, T, Tensor, Shape<32, 64, 16>, Shape<16, 32, 16>, Shape<8, 8, 4>, 3, 1>::named("f64 NT 32x64x16, 3 stages"),
-        Product<float, float, float, N, N, Simt, Shape<128, 128, 8>, Shape<32, 64, 8>, Shape<1, 1, 1>, 2, 1>::named("f32 SIMT NN 128x128x8, 2 stages"),
-        Product<float, float, float, T, N, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, Shape<1, 1, 1>, 4, 1>::named("f32 SIMT TN 64x64x8, 4 stages"),
-        Product<float, float, float, T, T, Simt, Shape<64, 128, 8>, Shape<32, 64, 8>, Shape<1, 1, 1>, 2, 1>::named("f32 SIMT TT 64x128x8, 2 stages"),
-        Product<double, double, double, N, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, Shape<1, 1, 1>, 2, 1>::named("f64 SIMT NT 64x64x8, 2 stages"),
-#elif GROUP == 4  // parts of K
-        Product<bfloat16_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, serial>::named("bf16 TN 64x64x32, split-K serial"),
-        Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, serial, cutlass::arch::OpMultiplyAdd, 11>::named("tf32 NT 64x64x16, split-K serial"),
-        Product<half_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, stream>::named("f16 TN 64x64x32, stream-K"),
-        Product<bfloat16_t, float, float, N, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8, stream>::named("bf16 NN 128x128x32, stream-K"),
-        Product<float, float, float, T, N, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, Shape<1, 1, 1>, 2, 1, stream>::named("f32 SIMT TN 64x64x8, stream-K"),
+    std::vector<Case> cases;
+#if GROUP == 0
+    four<bfloat16_t, float, float, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 3, 8>(cases, "bf16", "128x128x32, 3 stages");
+#elif GROUP == 1
+    four<bfloat16_t, bfloat16_t, float, Tensor, Shape<64, 128, 32>, Shape<32, 64, 32>, Half, 4, 8>(cases, "bf16", "64x128x32, 4 stages, to bf16");
+#elif GROUP == 2
+    four<bfloat16_t, float, float, Tensor, Shape<128, 64, 64>, Shape<64, 32, 64>, Half, 2, 8>(cases, "bf16", "128x64x64, 2 stages");
+#elif GROUP == 3
+    four<half_t, half_t, half_t, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8>(cases, "f16", "128x128x32, 4 stages, sums in f16");
+#elif GROUP == 4
+    four<half_t, float, float, Tensor, Shape<128, 64, 32>, Shape<64, 32, 32>, Half, 5, 8>(cases, "f16", "128x64x32, 5 stages");
+#elif GROUP == 5
+    four<half_t, half_t, float, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Half, 3, 4>(cases, "f16", "64x64x64, 3 stages, by 8 bytes, to f16");
+#elif GROUP == 6
+    four<float, float, float, Tensor, Shape<128, 128, 16>, Shape<64, 64, 16>, Tf32, 3, 4, Plainly, 11>(cases, "tf32", "128x128x16, 3 stages");
+#elif GROUP == 7
+    four<float, float, float, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Tf32, 4, 1, Plainly, 11>(cases, "tf32", "64x64x32, 4 stages, by 4 bytes");
+#elif GROUP == 8
+    four<float, float, float, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, InThree, 20>(cases, "3xTF32", "64x64x16, 3 stages");
+#elif GROUP == 9
+    four<double, double, double, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Shape<8, 8, 4>, 4, 1>(cases, "f64", "64x64x16, 4 stages");
+#elif GROUP == 10
+    four<double, double, double, Tensor, Shape<32, 64, 16>, Shape<16, 32, 16>, Shape<8, 8, 4>, 3, 1>(cases, "f64", "32x64x16, 3 stages");
+#elif GROUP == 11
+    four<float, float, float, Simt, Shape<128, 128, 8>, Shape<32, 64, 8>, One, 2, 1>(cases, "f32 SIMT", "128x128x8, 2 stages");
+#elif GROUP == 12
+    four<float, float, float, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 4, 1>(cases, "f32 SIMT", "64x64x8, 4 stages");
+#elif GROUP == 13
+    four<double, double, double, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1>(cases, "f64 SIMT", "64x64x8, 2 stages");
+#elif GROUP == 14
+    Product<bfloat16_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, serial>::add(cases, "bf16 TN 64x64x32, split-K serial");
+    Product<half_t, half_t, float, N, N, Tensor, Shape<128, 64, 32>, Shape<64, 32, 32>, Half, 4, 8, serial>::add(cases, "f16 NN 128x64x32, split-K serial, to f16");
+    Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, serial, Plainly, 11>::add(cases, "tf32 NT 64x64x16, split-K serial");
+    Product<float, float, float, T, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1, serial>::add(cases, "f32 SIMT TT 64x64x8, split-K serial");
+#elif GROUP == 15
+    Product<half_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, stream>::add(cases, "f16 TN 64x64x32, stream-K");
+#ifndef TENTH
+    Product<bfloat16_t, float, float, N, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8, stream>::add(cases, "bf16 NN 128x128x32, stream-K");
+    Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, stream, Plainly, 11>::add(cases, "tf32 NT 64x64x16, stream-K");
+    Product<float, float, float, T, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1, stream>::add(cases, "f32 SIMT TT 64x64x8, stream-K");
 #endif
-    };
+#elif GROUP == 16
+    Product<int8_t, int, int, T, N, Tensor, Shape<128, 128, 64>, Shape<64, 64, 64>, Shape<16, 8, 32>, 3, 16, plain, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 128x128x64, 3 stages");
+    Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 4, 16, plain, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 64x64x64, 4 stages");
+    Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 3, 16, stream, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 64x64x64, stream-K");
+#endif
     return run_cases(cases, argc, argv);
 }
