@@ -77,3 +77,11 @@ extern "C" __global__ void by_address(float* out, __grid_constant__ const Coeffi
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     out[i] = coefficient(c, i) + 10.f * elsewhere(c, 7);
 }
+
+// Text, a thread after the other.
+#include <cstdio>
+extern "C" __global__ void says(const float* x, int n) {
+    int i = threadIdx.x;
+    if (i < n) printf("%d: %5.2f %s %c %lld%%, %-4u|%*d\n", i, x[i], i % 2 ? "odd" : "even", 'a' + i, -(1ll << 40), 7u, 4, i);
+    if (i == n) printf("no arguments\n");
+}

@@ -16,6 +16,7 @@ mod bits;
 mod compare;
 pub(crate) mod control;
 mod convert;
+mod eighth;
 mod exchange;
 mod float;
 mod half;
@@ -24,8 +25,10 @@ mod load_store;
 mod matrix;
 mod moves;
 mod numbers;
+pub(crate) mod print;
 #[cfg(test)]
 mod rows;
+mod sparse;
 
 /// What a line decodes to; none if it is another family's, or not known.
 type Decoded = Option<Arc<dyn Execute>>;
@@ -110,8 +113,8 @@ macro_rules! families {
     };
 }
 families!(
-    moves, integer, float, load_store, compare, bits, convert, half, control, barrier, exchange, atomics, async_copy,
-    matrix
+    moves, integer, float, load_store, compare, bits, convert, eighth, half, control, barrier, exchange, atomics,
+    async_copy, matrix
 );
 
 /// Decodes an instruction: none that is not known.
