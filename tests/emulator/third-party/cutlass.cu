@@ -4,7 +4,9 @@
 #include <cutlass/cutlass.h>
 #include <cutlass/epilogue/thread/linear_combination.h>
 #include <cutlass/gemm/device/gemm.h>
+#include <cutlass/gemm/device/gemm_sparse.h>
 #include <cutlass/gemm/device/gemm_universal.h>
+#include <cutlass/util/host_reorder.h>
 
 namespace g = cutlass::gemm;
 using cutlass::bfloat16_t;
@@ -146,6 +148,75 @@ void four(std::vector<Case>& cases, const char* type, const char* more) {
 #endif
 }
 
+// A with half of its elements, and metadata E that tells which, four bits for each two (in TF32 one): beside sums over what there is.
+template <class Gemm, int fraction, int sum>
+bool sparse(bool integers, unsigned seed) {
+    using A = typename Gemm::ElementA;
+    using C = typename Gemm::ElementC;
+    using E = typename Gemm::ElementE;
+    constexpr bool one = std::is_same<A, float>::value;
+    integers |= std::is_same<C, int>::value;
+    using Tile = typename Gemm::ThreadblockShape;
+    const int m = 2 * Tile::kM, n = Tile::kN + 8, k = 3 * Tile::kK, columns = k / 2 / Gemm::kElementsPerElementE;
+    Draw draw{std::mt19937(seed + k), integers};
+    Array<A> a(size_t(m) * k / 2);
+    Array<typename Gemm::ElementB> b(size_t(k) * n);
+    Array<C> c(size_t(m) * n), d(size_t(m) * n);
+    Array<E> e(size_t(m) * columns);
+    a.draw(draw), b.draw(draw), c.draw(draw);
+    std::vector<E> meta(e.host.size());
+    std::vector<int> column(a.host.size());
+    const int pairs[6] = {0x4, 0x8, 0xc, 0x9, 0xd, 0xe};
+    for (int i = 0; i < m; i++)
+        for (int group = 0; group < (one ? k / 2 : k / 4); group++) {
+            const unsigned four = one ? (draw.random() % 2 ? 0xe : 0x4) : pairs[draw.random() % 6];
+            const int each = sizeof(E) * 2;
+            meta[size_t(i) * columns + group / each] = E(meta[size_t(i) * columns + group / each] | E(four) << (4 * (group % each)));
+            int* to = &column[size_t(i) * k / 2 + (one ? group : 2 * group)];
+            to[0] = one ? 2 * group + (four & 3) / 2 : 4 * group + (four & 3);
+            if (!one) to[1] = 4 * group + (four >> 2);
+        }
+    using Rows = cutlass::layout::RowMajor;
+    const auto stride_e = Gemm::LayoutE::packed({m, columns});
+    cutlass::reorder_meta(cutlass::TensorRef<E, typename Gemm::LayoutE>(e.host.data(), stride_e), cutlass::TensorRef<E, Rows>(meta.data(), Rows(columns)),
+                          {m, n, columns});
+    e.up();
+    Gemm gemm;
+    using S = typename Gemm::EpilogueOutputOp::ElementCompute;
+    typename Gemm::Arguments arguments({m, n, k}, {a.device, k / 2}, {b.device, k}, {c.device, n}, {d.device, n}, {e.device, stride_e}, {S(2), S(-1)});
+    cutlass::Status status = gemm.initialize(arguments);
+    if (status == cutlass::Status::kSuccess) status = gemm.run();
+    CHECK(cudaGetLastError());
+    if (status != cutlass::Status::kSuccess) {
+        printf("%s\n", cutlassGetStatusString(status));
+        return false;
+    }
+    d.down();
+    Bound bound;
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) {
+            double exact = 0, size = 0;
+            for (int q = 0; q < k / 2; q++) {
+                const size_t at = size_t(i) * k / 2 + q;
+                const double term = double(a.host[at]) * double(b.host[size_t(j) * k + column[at]]);
+                exact += term, size += std::abs(term);
+            }
+            const double own = double(c.host[size_t(i) * n + j]), wanted = 2 * exact - own;
+            const double allowed = 2 * size * (2 * std::ldexp(2, -fraction) + k * std::ldexp(1, -sum)) + std::abs(wanted) * std::ldexp(1, -bits<C>);
+            bound.add(size_t(i) * n + j, double(d.host[size_t(i) * n + j]), wanted, integers ? 1e-300 : allowed);
+        }
+    return bound.holds(integers ? "integers" : "fractions");
+}
+
+template <class In, class Sum, class Block, class Warp, class One, int stages, class Operator = cutlass::arch::OpMultiplyAdd, int fraction = bits<In>>
+void add_sparse(std::vector<Case>& cases, const std::string& name) {
+    using Gemm = g::device::SparseGemm<In, cutlass::layout::RowMajor, In, cutlass::layout::ColumnMajor, Sum, cutlass::layout::RowMajor, Sum,
+                                       cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80, Block, Warp, One,
+                                       cutlass::epilogue::thread::LinearCombination<Sum, 4, Sum, Sum>, g::threadblock::GemmIdentityThreadblockSwizzle<>, stages,
+                                       128 / cutlass::sizeof_bits<In>::value, 128 / cutlass::sizeof_bits<In>::value, false, Operator>;
+    cases.push_back({name, sparse<Gemm, fraction, bits<Sum>>});
+}
+
 using Tensor = cutlass::arch::OpClassTensorOp;
 using Simt = cutlass::arch::OpClassSimt;
 using Half = Shape<16, 8, 16>;
@@ -200,6 +271,11 @@ int main(int argc, char** argv) {
     Product<int8_t, int, int, T, N, Tensor, Shape<128, 128, 64>, Shape<64, 64, 64>, Shape<16, 8, 32>, 3, 16, plain, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 128x128x64, 3 stages");
     Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 4, 16, plain, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 64x64x64, 4 stages");
     Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 3, 16, stream, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 64x64x64, stream-K");
+#elif GROUP == 17
+    add_sparse<half_t, float, Shape<128, 64, 64>, Shape<64, 32, 64>, Shape<16, 8, 32>, 3>(cases, "f16 half zeros TN 128x64x64, 3 stages");
+    add_sparse<bfloat16_t, float, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 4>(cases, "bf16 half zeros TN 64x64x64, 4 stages");
+    add_sparse<float, float, Shape<128, 64, 32>, Shape<64, 32, 32>, Shape<16, 8, 16>, 3, Plainly, 11>(cases, "tf32 half zeros TN 128x64x32, 3 stages");
+    add_sparse<int8_t, int, Shape<128, 64, 128>, Shape<64, 32, 128>, Shape<16, 8, 64>, 3, cutlass::arch::OpMultiplyAddSaturate>(cases, "s8 half zeros TN 128x64x128, 3 stages");
 #endif
     return run_cases(cases, argc, argv);
 }

@@ -23,7 +23,7 @@ ROOT = HERE.parents[2]
 WORK = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "third-party"
 PACKAGES = {"cutlass": ["nvidia-cutlass==4.2.0.0"], "triton": ["triton==3.9.0", "numpy==2.4.1"]}
 FLASH = "candle-flash-attn", "0.11.1"
-GROUPS = {"cutlass": range(17), "flash": range(5)}
+GROUPS = {"cutlass": range(18), "flash": range(5)}
 TENTH = {"cutlass": [0, 15], "flash": [1]}
 # Grids that divide their work by the device's multiprocessors run on a device of three, too.
 BY_DEVICE = "stream-K"

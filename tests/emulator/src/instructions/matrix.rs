@@ -161,6 +161,8 @@ impl Integer {
 
     /// The types of A and B, which have as many bits.
     pub fn of(modifiers: &[&str]) -> Option<[Self; 2]> {
+        // CUTLASS has `.satfinite` at the end.
+        let modifiers = modifiers.strip_suffix(&["satfinite"]).unwrap_or(modifiers);
         let [.., "s32", a, b, "s32"] = modifiers else { return None };
         let types = [Self::named(a)?, Self::named(b)?];
         (types[0].bits == types[1].bits).then_some(types)
