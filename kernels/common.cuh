@@ -40,19 +40,48 @@ __device__ inline float power_of_two(float x) {
 }
 __device__ inline double power_of_two(double x) { return exp2(x); }
 
-// To [−1, 1]; NaN stays.
-__device__ inline float clamped(float c) {
-    asm("min.NaN.f32 %0, %0, 0f3F800000;" : "+f"(c));
-    asm("max.NaN.f32 %0, %0, 0fBF800000;" : "+f"(c));
+// To [least, most]; NaN stays.
+__device__ inline float clamped(float c, float least, float most) {
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(c) : "f"(most));
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(c) : "f"(least));
     return c;
 }
-__device__ inline double clamped(double c) { return c > 1.0 ? 1.0 : c < -1.0 ? -1.0 : c; }
+__device__ inline double clamped(double c, double least, double most) { return c > most ? most : c < least ? least : c; }
 
 template <class E, class T> struct Narrow { __device__ static E of(T v) { return E(v); } };
 template <> struct Narrow<__half, float> { __device__ static __half of(float v) { return __float2half_rn(v); } };
 template <> struct Narrow<__nv_bfloat16, float> { __device__ static __nv_bfloat16 of(float v) { return __float2bfloat16_rn(v); } };
 
-// Eight consecutive elements from a 16-byte aligned address.
+// Two halves in a word, the first one below: rounded together, and widened.
+template <class E>
+__device__ inline unsigned int narrow_pair(float low, float high) {
+    unsigned int word;
+    if constexpr (std::is_same<E, __half>::value) asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    else asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+template <class E>
+__device__ inline void widen_pair(unsigned int word, float &low, float &high) {
+    if constexpr (std::is_same<E, __half>::value) {
+        asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(low), "=f"(high) : "r"(word));
+    } else {
+        asm("shl.b32 %0, %1, 16;" : "=f"(low) : "r"(word));
+        asm("and.b32 %0, %1, 0xffff0000;" : "=f"(high) : "r"(word));
+    }
+}
+
+// Four, or eight, consecutive elements from a 16-byte aligned address.
+__device__ inline void load4(const float *from, float *v) {
+    float4 a = *reinterpret_cast<const float4 *>(from);
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+}
+
+__device__ inline void load4(const double *from, double *v) {
+    double2 a = reinterpret_cast<const double2 *>(from)[0], b = reinterpret_cast<const double2 *>(from)[1];
+    v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
+}
+
 __device__ inline void load8(const float *from, float (&v)[8]) {
     float4 a = *reinterpret_cast<const float4 *>(from), b = *reinterpret_cast<const float4 *>(from + 4);
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
@@ -69,10 +98,8 @@ __device__ inline void load8(const double *from, double (&v)[8]) {
 template <class E>
 __device__ inline void load8(const E *from, float (&v)[8]) {
     static_assert(sizeof(E) == 2, "a half type");
-    union { uint4 bits; E halves[8]; } all;
-    all.bits = *reinterpret_cast<const uint4 *>(from);
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = widen(all.halves[i]);
+    uint4 all = *reinterpret_cast<const uint4 *>(from);
+    widen_pair<E>(all.x, v[0], v[1]), widen_pair<E>(all.y, v[2], v[3]), widen_pair<E>(all.z, v[4], v[5]), widen_pair<E>(all.w, v[6], v[7]);
 }
 
 // Eight consecutive values to a 16-byte aligned address of shared memory; the second half first where the upper ones of eight lanes side by side
@@ -88,15 +115,6 @@ __device__ inline void store8(double *to, const double (&v)[8], bool) {
     for (int i = 0; i < 4; i++) *reinterpret_cast<double2 *>(to + 2 * i) = {v[2 * i], v[2 * i + 1]};
 }
 
-// What store8 writes.
-__device__ inline void load8(const float *from, float (&v)[8], bool swap) {
-    float4 first = *reinterpret_cast<const float4 *>(from + (swap ? 4 : 0)), second = *reinterpret_cast<const float4 *>(from + (swap ? 0 : 4));
-    float4 low = swap ? second : first, high = swap ? first : second;
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-}
-
-__device__ inline void load8(const double *from, double (&v)[8], bool) { load8(from, v); }
-
 // Up to eight consecutive elements, `count` of them there; the others are 0. `aligned`: the address is a multiple of 16 bytes.
 template <class E, class T>
 __device__ inline void load_some(const E *from, i64 count, bool aligned, T (&v)[8]) {
@@ -111,9 +129,14 @@ __device__ inline void load_some(const E *from, i64 count, bool aligned, T (&v)[
 // Writes what load_some reads, rounded.
 template <class E, class T>
 __device__ inline void store_some(E *to, i64 count, bool aligned, const T (&v)[8]) {
-    union { uint4 bits[8 * sizeof(E) / 16]; E elements[8]; } all;
+    union { uint4 bits[8 * sizeof(E) / 16]; unsigned int words[8 * sizeof(E) / 4]; E elements[8]; } all;
+    if constexpr (sizeof(E) == 2 && sizeof(T) == 4) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) all.elements[i] = Narrow<E, T>::of(v[i]);
+        for (int i = 0; i < 4; i++) all.words[i] = narrow_pair<E>(v[2 * i], v[2 * i + 1]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) all.elements[i] = Narrow<E, T>::of(v[i]);
+    }
     if (count >= 8 && aligned) {
 #pragma unroll
         for (int i = 0; i < int(8 * sizeof(E) / 16); i++) reinterpret_cast<uint4 *>(to)[i] = all.bits[i];

@@ -57,6 +57,19 @@ __device__ bool gather(Sums &acc, const MarginLossChunk &chunk, i64 tile, i64 fi
     return true;
 }
 
+// What a row of a gradient takes beside its sums.
+template <class T>
+struct alignas(16) RowEnd {
+    T scale;
+    T length;  // 0: the row does not count
+    T inverse; // 1/length
+    T along;   // what of the row's own direction comes to its sums: of x̂, or, where g has the norms in it, of x·scale
+};
+
+// Where a column's sum stands in its row of ContractTile::values: groups of four change places in every second 32, so that eight lanes that read
+// every second group meet no bank twice.
+__device__ inline int place_in_row(int column) { return column ^ column / 32 % 2 * 4; }
+
 // Shared memory of a contraction.
 template <class Kind>
 struct ContractTile {
@@ -68,9 +81,7 @@ struct ContractTile {
         typename Engine::Stages stages;
         T values[TILE][TILE + 8]; // threads that write neighbouring rows meet no bank twice
     };
-    Norm<T> norms[TILE];
-    T inverses[TILE]; // 1/length
-    T dots[TILE];
+    RowEnd<T> ends[TILE];
 
     // At the start of a block's dynamic shared memory.
     __device__ static ContractTile &at(unsigned char *memory) {
@@ -79,9 +90,9 @@ struct ContractTile {
     }
 
     __device__ void set(int r, Norm<T> norm, T dot) {
-        norms[r] = norm;
-        inverses[r] = T(1) / norm.magnitude();
-        dots[r] = dot;
+        T length = norm.magnitude();
+        T along = norm.projects() ? -dot : T(0);
+        ends[r] = {norm.scale, length, T(1) / length, Engine::NORMS_IN_G ? along / length / length : along};
     }
 };
 
@@ -92,58 +103,77 @@ __device__ void *gradient_at(const MarginLossCall &call, void *gradient, i64 row
 }
 
 // What the two gradients have in common once a tile's sums are whole: earlier chunks, the projection, the norm, and the rounding; eight
-// dimensions of a row at a time. Begins and ends with a barrier.
+// dimensions of a row at a time, a thread's of the same columns. Begins and ends with a barrier.
 //
-//     out[m][d] = (Σ − dots[m]·unit row m)·(scale/length of m), where g has the norms in it Σ·length first
+//     out[m][d] = (Σ − dot_m·unit row m)·(scale/length of m); where g has the norms in it, (Σ − dot_m/length²·row m·scale)·scale
 template <bool NORMS_IN_G, class E, class T, class Tile, class Sums>
 __device__ void write_gradient(Tile &tile, const Sums &acc, void *out, bool wide, T *sums, const E *values, i64 stride, i64 d, i64 d0, i64 rows,
                                bool first, bool last) {
-    constexpr int TILE = Tile::TILE, SIDE_BY_SIDE = Sums::SIDE_BY_SIDE;
+    constexpr int TILE = Tile::TILE, SIDE_BY_SIDE = Sums::SIDE_BY_SIDE, ACROSS = TILE / 8, DOWN = THREADS / ACROSS;
     typename Tile::Engine::Place place;
+    constexpr int GROUP = Sums::COLUMNS / 2 >= SIDE_BY_SIDE ? Sums::COLUMNS / 2 : Sums::COLUMNS;
 #pragma unroll
-    for (int i = 0; i < Sums::ROWS; i++) {
+    for (int at = 0; at < 2 * Sums::COLUMNS; at += GROUP) {
+        // What follows is this address and a number known to the compiler.
+        int i0 = at / Sums::COLUMNS * (Sums::ROWS / 2), first_column = at % Sums::COLUMNS;
+        T *to = &tile.values[place.row(i0)][place_in_row(place.column(first_column))];
 #pragma unroll
-        for (int j0 = 0; j0 < Sums::COLUMNS; j0 += SIDE_BY_SIDE) {
-            T together[SIDE_BY_SIDE];
+        for (int i = i0; i < i0 + Sums::ROWS / 2; i++) {
 #pragma unroll
-            for (int j = 0; j < SIDE_BY_SIDE; j++) together[j] = acc.at[acc.index(i, j0 + j)];
-            store_together(&tile.values[place.row(i)][place.column(j0)], together);
+            for (int j0 = first_column; j0 < first_column + GROUP; j0 += SIDE_BY_SIDE) {
+                T together[SIDE_BY_SIDE];
+#pragma unroll
+                for (int j = 0; j < SIDE_BY_SIDE; j++) together[j] = acc.at[acc.index(i, j0 + j)];
+                store_together(to + place.row_on(i) * (TILE + 8) + place.column_on(j0), together);
+            }
         }
     }
     __syncthreads();
-    bool out_aligned = wide ? rows_aligned(static_cast<T *>(out), d) : rows_aligned(static_cast<E *>(out), d);
-    bool sums_aligned = rows_aligned(sums, d), values_aligned = rows_aligned(values, stride);
+    int row = place.thread / ACROSS, column = place.thread % ACROSS * 8;
+    i64 left = d - d0 - column;
+    if (left > 0) {
+        bool out_aligned = wide ? rows_aligned(static_cast<T *>(out), d) : rows_aligned(static_cast<E *>(out), d);
+        bool sums_aligned = rows_aligned(sums, d), values_aligned = rows_aligned(values, stride);
+        const T *low = &tile.values[row][place_in_row(column)], *high = &tile.values[row][place_in_row(column + 4)];
+        i64 size = wide ? sizeof(T) : sizeof(E);
+        char *to = static_cast<char *>(out) + (row * d + d0 + column) * size;
+        values += row * stride + d0 + column, sums += row * d + d0 + column;
+        i64 to_next = DOWN * d * size, values_next = DOWN * stride, sums_next = DOWN * d; // products of the loop's counter would be made anew in each turn
 #pragma unroll 1
-    for (int at = place.thread; at < TILE * TILE / 8; at += THREADS) {
-        int row = at / (TILE / 8), column = at % (TILE / 8) * 8;
-        i64 k = d0 + column, left = d - k;
-        if (row >= rows || left <= 0) continue;
-        T sum[8], own[8] = {};
-        load8(&tile.values[row][column], sum, at % 8 >= 4);
-        if (!first) {
-            T earlier[8];
-            load_some(sums + row * d + k, left, sums_aligned, earlier);
+        for (int end = rows < TILE ? int(rows) : TILE; row < end; row += DOWN) {
+            T v[8], own[8];
+            load4(low, v), load4(high, v + 4);
+            if (!first) {
+                load_some(sums, left, sums_aligned, own);
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum[i] += earlier[i];
-        }
-        if (!last) {
-            store_some(sums + row * d + k, left, sums_aligned, sum);
-            continue;
-        }
-        Norm<T> norm = tile.norms[row];
-        bool counts = norm.length != T(0), projects = counts && norm.projects();
-        T length = norm.magnitude(), inverse = tile.inverses[row], dot = projects ? tile.dots[row] : T(0);
-        if (projects) load_some(values + row * stride + k, left, values_aligned, own);
+                for (int i = 0; i < 8; i++) v[i] += own[i];
+            }
+            if (last) {
+                RowEnd<T> of = tile.ends[row];
+                load_some(values, of.length != T(0) ? left : 0, values_aligned, own);
+                if (of.scale != T(1)) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (NORMS_IN_G) sum[i] *= length;
-            sum[i] = fma(-dot, divide(own[i] * norm.scale, length, inverse), sum[i]);
-            sum[i] = counts ? divide(sum[i], length, inverse) * norm.scale : T(0);
+                    for (int i = 0; i < 8; i++) own[i] *= of.scale;
+                }
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    v[i] = NORMS_IN_G ? fma(of.along, own[i], v[i]) : divide(fma(of.along, divide(own[i], of.length, of.inverse), v[i]), of.length, of.inverse);
+                if (of.scale != T(1)) {
+#pragma unroll
+                    for (int i = 0; i < 8; i++) v[i] *= of.scale;
+                }
+                if (of.length == T(0)) {
+#pragma unroll
+                    for (int i = 0; i < 8; i++) v[i] = T(0);
+                }
+                if (wide) store_some(reinterpret_cast<T *>(to), left, out_aligned, v);
+                else store_some(reinterpret_cast<E *>(to), left, out_aligned, v);
+            } else {
+                store_some(sums, left, sums_aligned, v);
+            }
+            to += to_next, values += values_next, sums += sums_next;
+            low += DOWN * (TILE + 8), high += DOWN * (TILE + 8);
         }
-        if (wide)
-            store_some(static_cast<T *>(out) + row * d + k, left, out_aligned, sum);
-        else
-            store_some(static_cast<E *>(out) + row * d + k, left, out_aligned, sum);
     }
     __syncthreads();
 }

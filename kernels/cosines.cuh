@@ -17,6 +17,9 @@ __device__ inline T scale2(const MarginLossOptions &options) {
     return T(options.scale * LOG2_E);
 }
 
+// Instead of the cosine of a class that is not there: less than any, so that it is no row's best.
+constexpr int NOT_THERE = -2;
+
 // What the blocks of every kernel with logits share: a row tile, a class tile, and what is known of them.
 template <class Kind>
 struct CosineTile {
@@ -42,7 +45,7 @@ struct CosineTile {
         // Of the rows, from each of the warps side by side.
         struct {
             T max[Sums::ROW_PARTS][TILE], sum[Sums::ROW_PARTS][TILE], weighted[Sums::ROW_PARTS][TILE], total[Sums::ROW_PARTS][TILE];
-            T best[Sums::ROW_PARTS][TILE], target[Sums::ROW_PARTS][TILE];
+            T best[Sums::ROW_PARTS][TILE], target[TILE]; // the latter where it is in the tile
             int best_column[Sums::ROW_PARTS][TILE];
         } parts;
         T dots[Sums::COLUMN_PARTS][TILE]; // Σ_i g·c of the warps below each other
@@ -142,19 +145,21 @@ struct CosineTile {
         __syncthreads();
     }
 
-    // Products become cosines, in [−1, 1] (NaN stays); 0 where a row does not count or a class is not there.
+    // Products become cosines, in [−1, 1] (NaN stays); 0 where a row does not count, NOT_THERE where a class is not there.
     __device__ void to_cosines(Sums &acc) const {
         Place place;
-        T lengths[Sums::ROWS], inverses[Sums::ROWS];
+        T minus_lengths[Sums::ROWS], inverses[Sums::ROWS];
 #pragma unroll
-        for (int i = 0; i < Sums::ROWS; i++) lengths[i] = row_norms[place.row(i)].magnitude(), inverses[i] = row_inverses[place.row(i)];
+        for (int i = 0; i < Sums::ROWS; i++) minus_lengths[i] = -row_norms[place.row(i)].magnitude(), inverses[i] = row_inverses[place.row(i)];
 #pragma unroll
         for (int j = 0; j < Sums::COLUMNS; j++) {
             T length = class_norms[place.column(j)].magnitude(), inverse = class_inverses[place.column(j)];
+            bool there = prior2[place.column(j)] != T(-INFINITY);
+            T least = there ? T(-1) : T(NOT_THERE), most = there ? T(1) : T(NOT_THERE);
 #pragma unroll
             for (int i = 0; i < Sums::ROWS; i++) {
                 T &c = acc.at[acc.index(i, j)];
-                c = clamped(divide(c, lengths[i] * length, inverses[i] * inverse));
+                c = clamped(divide_by(c, minus_lengths[i] * length, inverses[i] * inverse), least, most);
             }
         }
     }
@@ -164,9 +169,9 @@ struct CosineTile {
         constexpr int ROWS = Sums::ROWS, COLUMNS = Sums::COLUMNS;
         Place place;
         T scale = scale2<T>(call.options), prior[COLUMNS];
+        bool smoothed = call.options.label_smoothing > 0.0;
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++) prior[j] = prior2[place.column(j)];
-        int classes = int(call.c - class0 < TILE ? call.c - class0 : TILE);
         auto over_row = [](auto value, auto with) {
 #pragma unroll
             for (int offset = 1; offset < Sums::ROW_LANES; offset *= 2) value = with(value, __shfl_xor_sync(~0u, value, offset));
@@ -186,20 +191,33 @@ struct CosineTile {
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
                 T own = c[cosines.index(i, j)];
-                bool is_target = j == target_number;
-                z[j] = is_target ? T(-INFINITY) : fma(scale, own, prior[j]);
-                max = largest(max, z[j]);
-                target = is_target ? own : target;
-                total += is_target ? T(0) : own;
-                int half = j / (COLUMNS / 2), column = place.column(j);
-                bool better = (own > best_of[half]) & (column < classes); // the cosine of a class that is not there is 0
-                best_of[half] = better ? own : best_of[half], column_of[half] = better ? column : column_of[half];
+                z[j] = fma(scale, own, prior[j]);
+                int half = j / (COLUMNS / 2);
+                bool better = own > best_of[half];
+                best_of[half] = better ? own : best_of[half], column_of[half] = better ? place.column(j) : column_of[half];
+            }
+            if (target_number >= 0) {
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) {
+                    bool is_target = j == target_number;
+                    target = is_target ? c[cosines.index(i, j)] : target;
+                    z[j] = is_target ? T(-INFINITY) : z[j];
+                }
+            }
+            if (smoothed) {
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) {
+                    bool other = j != target_number && prior[j] != T(-INFINITY); // a class that is there, and not the target
+                    total += other ? c[cosines.index(i, j)] : T(0);
+                }
             }
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 bool better = beats(best_of[half], column_of[half], best, best_column);
                 best = better ? best_of[half] : best, best_column = better ? column_of[half] : best_column;
             }
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) max = largest(max, z[j]);
             max = over_row(max, largest);
             // A maximum of −∞ says that there is no non-target, or that every z is NaN and stays so; (−∞) − (−∞) is not to be formed.
             T from = max == T(-INFINITY) ? T(0) : max;
@@ -209,8 +227,7 @@ struct CosineTile {
                 sum += e;
                 weighted = fma(e, c[cosines.index(i, j)], weighted);
             }
-            sum = over_row(sum, sum_of), weighted = over_row(weighted, sum_of);
-            total = over_row(total, sum_of), target = over_row(target, sum_of);
+            sum = over_row(sum, sum_of), weighted = over_row(weighted, sum_of), total = over_row(total, sum_of);
 #pragma unroll
             for (int offset = 1; offset < Sums::ROW_LANES; offset *= 2) {
                 T other = __shfl_xor_sync(~0u, best, offset);
@@ -218,10 +235,11 @@ struct CosineTile {
                 bool better = beats(other, other_column, best, best_column);
                 best = better ? other : best, best_column = better ? other_column : best_column;
             }
+            int part = place.row_part();
+            if (target_number >= 0) parts.target[row] = target;
             if (place.thread % Sums::ROW_LANES == 0) {
-                int part = place.row_part();
                 parts.max[part][row] = max, parts.sum[part][row] = sum, parts.weighted[part][row] = weighted, parts.total[part][row] = total;
-                parts.best[part][row] = best, parts.target[part][row] = target, parts.best_column[part][row] = best_column;
+                parts.best[part][row] = best, parts.best_column[part][row] = best_column;
             }
         }
     }
@@ -236,9 +254,9 @@ struct CosineTile {
     // The tile's statistics of a row.
     __device__ Statistics<T> statistics(int r, i64 class0) const {
         auto of_part = [&](int part) {
-            bool met = parts.best[part][r] != T(-INFINITY);
+            bool met = parts.best[part][r] > T(NOT_THERE);
             return Statistics<T>{parts.max[part][r],  parts.sum[part][r],    parts.weighted[part][r],
-                                 parts.total[part][r], parts.best[part][r], parts.target[part][r],
+                                 parts.total[part][r], parts.best[part][r], part == 0 && target_in(class0, r) >= 0 ? parts.target[r] : T(0),
                                  met ? class0 + parts.best_column[part][r] : 0};
         };
         Statistics<T> row = of_part(0);

@@ -66,17 +66,15 @@ __device__ inline void finish_row(const MarginLossCall &call, RowState<T> *rows,
 template <class T>
 __device__ inline double reduce_rows(const MarginLossCall &call, const RowState<T> *rows, bool write) {
     const T *losses = static_cast<const T *>(call.per_sample);
-    double loss = 0.0, count = 0.0, weight = 0.0;
+    double loss = 0.0, weight = 0.0;
+    bool weighted = call.options.reduction == MARGIN_LOSS_REDUCE_WEIGHTED_MEAN, divides = weighted || call.options.reduction == MARGIN_LOSS_REDUCE_MEAN;
     double first_bad = double(call.n);
     for (i64 i = threadIdx.x; i < call.n; i += THREADS) {
         loss += losses[i];
-        if (rows[i].label != IGNORED) count += 1.0, weight += rows[i].weight;
+        if (rows[i].label != IGNORED) weight += weighted ? rows[i].weight : 1.0;
         if (rows[i].label < IGNORED && double(i) < first_bad) first_bad = double(i);
     }
-    count = block_sum(count), weight = block_sum(weight);
-    double denominator = call.options.reduction == MARGIN_LOSS_REDUCE_MEAN            ? count
-                         : call.options.reduction == MARGIN_LOSS_REDUCE_WEIGHTED_MEAN ? weight
-                                                                                      : 1.0;
+    double denominator = divides ? block_sum(weight) : 1.0;
     // Nothing left: 0, not NaN.
     double factor = denominator == 0.0 ? 0.0 : 1.0 / denominator;
     if (!write) return factor;

@@ -105,8 +105,10 @@ __device__ void fused_step(const MarginLossCall &call, const MarginLossChunk &ch
     wait_for_all(); // every tile's statistics and norms
 
     Scratch<T> scratch(call, chunk, own(), own());
-    // A warp a row, or, where there is one block for all, a thread.
-    int lanes = call.on_chip ? 1 : 32, lane = threadIdx.x % lanes;
+    // As many lanes a row as it can have parts, up to a warp; where there is one block for all, one.
+    int lanes = 1;
+    while (lanes < 32 && lanes < share.class_tiles && !call.on_chip) lanes *= 2;
+    int lane = threadIdx.x % lanes;
     for (i64 first = (i64(blockIdx.x) * THREADS + threadIdx.x / 32 * 32) / lanes; first < call.n; first += i64(gridDim.x) * THREADS / lanes) {
         i64 i = first + threadIdx.x % 32 / lanes;
         Statistics<T> row = no_statistics<T>();

@@ -16,9 +16,10 @@ namespace margin_loss {
 template <bool NORMS_IN_G, class T>
 __device__ inline RowConstants<T> row_constants(const MarginLossCall &call, const RowState<T> &state, double a) {
     if (state.label < 0) {
-        // An ignored row's g is 0; that of a row that cannot be poisons what it reaches.
+        // An ignored row's g is 0, whatever its cosines: 2^(z − ∞); that of a row that cannot be poisons what it reaches. A class whose norm is NaN
+        // makes it NaN, as all of that class's gradient is in any case.
         T nothing = state.label == IGNORED ? T(0) : T(NAN);
-        return {T(0), nothing, T(0), nothing, T(1)};
+        return {T(INFINITY), T(1), -nothing, nothing, T(1)};
     }
     T length = NORMS_IN_G ? state.norm.magnitude() : T(1), inverse = T(1) / length;
     T uniform = T(a * call.options.label_smoothing / double(call.c));
@@ -74,8 +75,8 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
     i64 rows = chunk.row0 + chunk.rows - row0;
     G *g = static_cast<G *>(scratch.g) + (row0 - chunk.row0) * chunk.stride + (class0 - chunk.class0);
     T scale = scale2<T>(call.options);
-    // Half of the columns at a time: what is known of all would be more registers than there are.
-    constexpr int GROUP = COLUMNS / 2 > SIDE_BY_SIDE ? COLUMNS / 2 : SIDE_BY_SIDE;
+    // Four columns of a wide tile at a time, half of another's: what is known of all would be more registers than there are.
+    constexpr int GROUP = COLUMNS > 8 ? COLUMNS / 4 : COLUMNS / 2 > SIDE_BY_SIDE ? COLUMNS / 2 : SIDE_BY_SIDE;
 #pragma unroll
     for (int first = 0; first < COLUMNS; first += GROUP) {
         __syncwarp(); // lest the compiler mix them
@@ -86,25 +87,30 @@ __device__ void write_g(const MarginLossCall &call, const MarginLossChunk &chunk
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
             int row = place.row(i), target = place.number_of(tile.target_in(class0, row)) - first;
-            bool counts = tile.labels[row] >= 0;
             RowConstants<T> of = tile.constants[row];
+            T values[GROUP];
+#pragma unroll
+            for (int j = 0; j < GROUP; j++) {
+                T c = cosines.at[cosines.index(i, first + j)];
+                values[j] = fma(of.factor, power_of_two(fma(scale, c, prior[j]) - of.max), -of.uniform);
+            }
+            if (target >= 0 && target < GROUP) {
+#pragma unroll
+                for (int j = 0; j < GROUP; j++) values[j] = j == target ? of.target : values[j];
+            }
 #pragma unroll
             for (int j0 = 0; j0 < GROUP; j0 += SIDE_BY_SIDE) {
-                G rounded[SIDE_BY_SIDE];
+                T rounded[SIDE_BY_SIDE];
+                G g_of[SIDE_BY_SIDE];
 #pragma unroll
-                for (int j = j0; j < j0 + SIDE_BY_SIDE; j++) {
-                    T c = cosines.at[cosines.index(i, first + j)];
-                    T value = fma(of.factor, power_of_two(fma(scale, c, prior[j]) - of.max), -of.uniform);
-                    value = j == target ? of.target : value;
-                    if constexpr (Engine::NORMS_IN_G) value *= inverses[j];
-                    // Masked last, so that nothing computed above can make a row that does not count anything but 0, or what it poisons with.
-                    value = counts ? value : of.target;
-                    rounded[j - j0] = Engine::to_g(value);
-                    T again = T(widen(rounded[j - j0]));
-                    T sum = fma(Engine::NORMS_IN_G ? again * of.length : again, c, sums[j]);
-                    sums[j] = counts | (value != value) ? sum : sums[j];
+                for (int j = 0; j < SIDE_BY_SIDE; j++) rounded[j] = Engine::NORMS_IN_G ? values[j0 + j] * inverses[j0 + j] : values[j0 + j];
+                Engine::to_g(rounded, g_of);
+                if (row < rows) store_together(g + row * chunk.stride + place.column(first + j0), g_of);
+#pragma unroll
+                for (int j = 0; j < SIDE_BY_SIDE; j++) {
+                    T c = cosines.at[cosines.index(i, first + j0 + j)];
+                    sums[j0 + j] = fma(Engine::NORMS_IN_G ? rounded[j] * of.length : rounded[j], c, sums[j0 + j]);
                 }
-                if (row < rows) store_together(g + row * chunk.stride + place.column(first + j0), rounded);
             }
         }
         if (!chunk.dw) continue;

@@ -61,6 +61,12 @@ struct Mma {
     using G = E;
     static constexpr bool NORMS_IN_G = true;
     __device__ static G to_g(float v) { return Narrow<E, float>::of(v); }
+    __device__ static void to_g(float (&v)[2], G (&g)[2]) {
+        union { unsigned int word; E halves[2]; } pair;
+        pair.word = narrow_pair<E>(v[0], v[1]);
+        widen_pair<E>(pair.word, v[0], v[1]);
+        g[0] = pair.halves[0], g[1] = pair.halves[1];
+    }
 
     // TILE rows of 64 elements, or TILE / 64 times 64 rows, their chunks swizzled.
     struct Panel {

@@ -23,12 +23,15 @@ struct Norm {
     __device__ T magnitude() const { return length < T(0) ? -length : length; }
 };
 
-// a / b, rounded as a division is but for subnormal results, from 1 / b: a cosine of 1 is to be 1, where ψ′ is large.
+// a / b, rounded as a division is but for subnormal results, from −b and 1 / b: a cosine of 1 is to be 1, where ψ′ is large.
 template <class T>
-__device__ inline T divide(T a, T b, T inverse) {
+__device__ inline T divide_by(T a, T minus_b, T inverse) {
     T quotient = a * inverse;
-    return fma(fma(-quotient, b, a), inverse, quotient);
+    return fma(fma(quotient, minus_b, a), inverse, quotient);
 }
+
+template <class T>
+__device__ inline T divide(T a, T b, T inverse) { return divide_by(a, -b, inverse); }
 
 // How k is masked and scaled in an operand that is contiguous across it. This one: not at all.
 struct Plain {
@@ -62,6 +65,9 @@ struct FmaCore {
 
         __device__ int row(int i) const { return ROWS * (thread / Sums::ROW_LANES) + i; }
         __device__ int column(int j) const { return COLUMNS * (thread % Sums::ROW_LANES) + j; }
+        // How far a row is from the first one of its half, a column likewise: the same for every thread.
+        __device__ static int row_on(int i) { return i % (ROWS / 2); }
+        __device__ static int column_on(int j) { return j % (COLUMNS / 2); }
         __device__ int row_part() const { return 0; }
         __device__ int column_part() const { return thread / 32; }
         // The number of a column among this thread's; −1 where it is another's.
@@ -110,8 +116,10 @@ struct MmaPlace {
     __device__ int rows_of(int half) const { return SIDE * column_part() + SIDE / 2 * (half ^ row_part()); }
     __device__ int columns_of(int half) const { return SIDE * row_part() + SIDE / 2 * (half ^ column_part()); }
 
-    __device__ int row(int i) const { return rows_of(i / (ROWS / 2)) + 8 * (i % (ROWS / 2)) + thread % 32 / 4; }
-    __device__ int column(int j) const { return columns_of(j / (COLUMNS / 2)) + 8 * (j % (COLUMNS / 2) / 2) + 2 * (thread % 4) + j % 2; }
+    __device__ static int row_on(int i) { return 8 * (i % (ROWS / 2)); }
+    __device__ static int column_on(int j) { return 8 * (j % (COLUMNS / 2) / 2) + j % 2; }
+    __device__ int row(int i) const { return rows_of(i / (ROWS / 2)) + row_on(i) + thread % 32 / 4; }
+    __device__ int column(int j) const { return columns_of(j / (COLUMNS / 2)) + column_on(j) + 2 * (thread % 4); }
     __device__ int number_of(int column) const {
         int own = column - SIDE * row_part(), half = own / (SIDE / 2) ^ column_part();
         bool here = column >= 0 && own >= 0 && own < SIDE && own % 8 / 2 == thread % 4;
@@ -171,6 +179,12 @@ struct Staged {
     using G = T;
     static constexpr bool NORMS_IN_G = Core::ROUNDS;
     __device__ static G to_g(T v) { return Core::round(v); }
+    // As many at once, and what they are after it.
+    template <int COUNT>
+    __device__ static void to_g(T (&v)[COUNT], G (&g)[COUNT]) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) g[i] = v[i] = Core::round(v[i]);
+    }
 
     // Rows stay aligned for vector accesses.
     using Step = T[STEP][TILE + Core::PADDING];

@@ -1,5 +1,7 @@
 //! How a problem is cut into pieces that fit the caches and the workspace: a pure function of the sizes, never of the threads.
 
+use std::ops::Range;
+
 /// Most rows worked on at once: their share of a sweep over W is small by then.
 const MOST_ROWS: usize = 1024;
 /// Elements of X̂ worked on at once, so that they stay in the second-level cache beside a tile of W.
@@ -40,6 +42,11 @@ pub(super) enum Operands {
 }
 
 impl Operands {
+    /// Where W's rows cannot be read as they are.
+    pub fn copied(self) -> Self {
+        if self == Self::Own { Self::Widened } else { self }
+    }
+
     /// Of a block.
     pub fn block(self, rows: usize, d: usize) -> usize {
         match self {
@@ -201,6 +208,11 @@ impl Plan {
         let weight = if self.parts > 1 { c * d } else { 0 };
         self.rows * self.range + operands.block(self.rows, d) + self.lanes * self.rows * d + weight
     }
+}
+
+/// 0..c in ranges of `size`.
+pub(super) fn ranges(c: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..c).step_by(size).map(move |start| start..(start + size).min(c))
 }
 
 #[cfg(test)]

@@ -73,25 +73,93 @@ impl Accumulated {
         }
     }
 
+    /// Of rows that are folded already.
+    pub fn of(rows: &[RowStatistics]) -> Self {
+        Self {
+            max: rows.iter().map(|row| row.max).collect(),
+            sum: rows.iter().map(|row| row.sum).collect(),
+            total: rows.iter().map(|row| row.total).collect(),
+            best: rows.iter().map(|row| row.best).collect(),
+            best_class: rows.iter().map(|row| row.best_class).collect(),
+        }
+    }
+
+    /// A row's, with its best class of all, and its target's cosine.
+    pub fn row(&self, i: usize, class_of: impl Fn(usize) -> usize, target: f64) -> RowStatistics {
+        RowStatistics {
+            max: self.max[i],
+            sum: self.sum[i],
+            total: self.total[i],
+            best: self.best[i],
+            best_class: class_of(self.best_class[i] as usize) as u32,
+            target,
+        }
+    }
+
     /// Adds the statistics of the next tile; tiles come by rising class.
     pub fn fold<T: Real>(&mut self, tile: &Statistics<T>) {
         for i in 0..self.max.len() {
-            let (max, sum) = (tile.max[i].f64(), tile.sum[i].f64());
-            if max == self.max[i] || max == f64::NEG_INFINITY {
-                // −∞: no non-target in the tile (0), or NaN: (−∞) − (−∞) is not to be formed.
-                self.sum[i] += sum;
-            } else if max > self.max[i] {
-                self.sum[i] = self.sum[i] * (self.max[i] - max).exp() + sum;
-                self.max[i] = max;
-            } else {
-                self.sum[i] += sum * (max - self.max[i]).exp();
-            }
+            let next = (tile.max[i].f64(), tile.sum[i].f64());
+            (self.max[i], self.sum[i]) = add_exponentials((self.max[i], self.sum[i]), next);
             self.total[i] += tile.total[i].f64();
             let best = tile.best[i].f64();
             if best > self.best[i] {
                 (self.best[i], self.best_class[i]) = (best, tile.best_class[i]);
             }
         }
+    }
+}
+
+/// A row's statistics over some of the classes: [`Accumulated`], with classes counted from the first of all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RowStatistics {
+    /// max_{j≠y} z, or 0 where no maximum is needed
+    pub max: f64,
+    /// Σ_{j≠y} exp(z − max)
+    pub sum: f64,
+    /// Σ_{j≠y} c, where labels are smoothed
+    pub total: f64,
+    /// max c, the target included
+    pub best: f64,
+    /// its class, the lowest at a tie
+    pub best_class: u32,
+    /// c_iy, where y is among them, else ∞
+    pub target: f64,
+}
+
+impl RowStatistics {
+    /// Those of no class.
+    pub const EMPTY: Self = Self {
+        max: f64::NEG_INFINITY,
+        sum: 0.0,
+        total: 0.0,
+        best: f64::NEG_INFINITY,
+        best_class: 0,
+        target: f64::INFINITY,
+    };
+
+    /// Adds the statistics of the next classes.
+    pub fn fold(&mut self, next: &Self) {
+        (self.max, self.sum) = add_exponentials((self.max, self.sum), (next.max, next.sum));
+        self.total += next.total;
+        if next.best > self.best {
+            (self.best, self.best_class) = (next.best, next.best_class);
+        }
+        if next.target != f64::INFINITY {
+            self.target = next.target;
+        }
+    }
+}
+
+/// Two sums of exponentials, each over e^max, as one: (max, Σ).
+pub(super) fn add_exponentials((max, sum): (f64, f64), (next_max, next_sum): (f64, f64)) -> (f64, f64) {
+    if next_max == max || next_max == f64::NEG_INFINITY {
+        // −∞: no non-target there (0), or NaN: (−∞) − (−∞) is not to be formed.
+        (max, sum + next_sum)
+    } else if next_max > max {
+        (next_max, sum * (max - next_max).exp() + next_sum)
+    } else {
+        (max, sum + next_sum * (next_max - max).exp())
     }
 }
 

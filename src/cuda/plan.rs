@@ -10,9 +10,11 @@ pub(super) const THREADS: u32 = params::MARGIN_LOSS_THREADS;
 pub(super) const WIDE_TILE: usize = params::MARGIN_LOSS_WIDE_TILE as usize;
 /// k that a sum is split by: `split_of` in contract.cuh.
 const STEP: usize = params::MARGIN_LOSS_STEP as usize;
-/// A split of a sum has at least this many steps of a tile of 64, and of a wide one twice as many: with fewer, its first loads and its partial
-/// sums are most of its time.
+/// A split of a sum has at least this many steps of a tile of 64, or of a wide one: with fewer, its first loads and its partial sums are most of
+/// its time. By arithmetic, not measured: a step of a wide tile takes half a microsecond; its parts, 64 KB each, are written, announced and read in
+/// three, and are 128 KB a part of traffic that an unsplit sum does not have.
 const LEAST_STEPS: usize = 4;
+const LEAST_WIDE_STEPS: usize = 16;
 /// Blocks that one multiprocessor is to have: two hide each other's barriers.
 const BLOCKS_A_MULTIPROCESSOR: usize = 2;
 
@@ -373,7 +375,8 @@ impl Backward {
         let dx_tiles = if dx { rows.len().div_ceil(contract_tile) * d_tiles } else { 0 };
         let (dw_steps, dx_steps) = (rows.len().div_ceil(STEP), classes.len().div_ceil(STEP));
         let blocks = BLOCKS_A_MULTIPROCESSOR * limits.multiprocessors;
-        let steps = ((dw_tiles * dw_steps + dx_tiles * dx_steps) / blocks).max(LEAST_STEPS * contract_tile / TILE);
+        let least = if contract_tile == WIDE_TILE { LEAST_WIDE_STEPS } else { LEAST_STEPS };
+        let steps = ((dw_tiles * dw_steps + dx_tiles * dx_steps) / blocks).max(least);
         let sums = contract_tile * contract_tile * sum;
         // What is left of the quarter for split sums, each gradient half of it.
         let splits = |tiles: usize, own: usize| {

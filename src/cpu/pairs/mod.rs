@@ -123,7 +123,7 @@ impl Engine<bf16, bf16> for Pairs {
             );
         });
         let scales = norms.iter().map(|norm| norm.inverse as f32).collect();
-        Block::new(rows, call.c, by_rows, by_dims, scales, norms)
+        Block::new(rows, call.by_class(rows), by_rows, by_dims, scales, norms)
     }
 
     #[inline(always)]
