@@ -113,10 +113,10 @@ fn differences(root: &Area, gains: &[Gain]) -> Plotted {
     let (low, high) = (all().fold(-1.0, f64::min), all().fold(1.0, f64::max));
     let rows = gains.len() as f64;
     let mut chart = ChartBuilder::on(root)
-        .caption("Differences", (FONT, 20))
         .margin(12)
+        .margin_top(38)
         .x_label_area_size(52)
-        .y_label_area_size(150)
+        .margin_left(150)
         .build_cartesian_2d(1.05 * low..1.05 * high, rows..0.0)?;
     chart
         .configure_mesh()
@@ -130,7 +130,9 @@ fn differences(root: &Area, gains: &[Gain]) -> Plotted {
     chart.draw_series([PathElement::new([(0.0, 0.0), (0.0, rows)], ALL.stroke_width(1))])?;
     let style = TextStyle::from((FONT, 14).into_font()).pos(Pos::new(HPos::Right, VPos::Center));
     for (row, gain) in gains.iter().enumerate() {
+        // Of the whole picture; texts are placed in this half.
         let (x, y) = chart.plotting_area().map_coordinate(&(1.05 * low, row as f64 + 0.5));
+        let x = x - root.get_base_pixel().0;
         root.draw(&Text::new(format!("{} − {}", gain.with.name(), gain.without.name()), (x - 8, y), style.clone()))?;
         for (index, (_, colour, of)) in series.iter().enumerate() {
             let Some(interval) = of(gain) else { continue };

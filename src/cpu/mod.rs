@@ -260,7 +260,7 @@ where
         let Memory { cosines, unit, sums, norms } = memory;
         let several = all.len() > plan.rows;
         for (index, rows) in all.chunks(plan.rows).enumerate() {
-            let block = P::load(self, rows, unit);
+            let block = P::load(self, rows, unit, !matches!(pass, Pass::Loss));
             let mut made = false; // whether the cosines of all classes are there
             let of_block = index * plan.rows;
             let mut targets = vec![0.0; rows.len()];
@@ -345,7 +345,7 @@ where
         for range in ranges(self.c, plan.range.min(sums.len() / d).max(1)) {
             let sums = &mut sums[..range.len() * d];
             for (index, rows) in self.targets.rows.chunks(plan.rows).enumerate() {
-                let block = P::load(self, rows, unit);
+                let block = P::load(self, rows, unit, true);
                 let constants = self.constants(&block, &states[index * plan.rows..], upstream);
                 self.cosines::<P>(&block, range.clone(), cosines, norms, None, None);
                 let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];

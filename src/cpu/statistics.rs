@@ -9,7 +9,7 @@ use super::call::{Call, Logit};
 use super::load::{Block, take_class};
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
-use super::vector::{self, LANES, load, map, store, zip};
+use super::vector::{self, LANES, load, store};
 
 /// Per row, over the non-target classes of one tile: what the tiles of all classes fold into a log-sum. Each (R).
 #[derive(Debug)]
@@ -284,7 +284,7 @@ fn sums<T: Real>(
     }
 }
 
-/// [`sums`] of LANES rows.
+/// [`sums`] of LANES rows. One loop, from copies to new values: of one a step the compiler makes vectors of two, of one in place branches.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn sums_of_lanes<T: Real>(
@@ -297,15 +297,18 @@ fn sums_of_lanes<T: Real>(
     best: &mut [T; LANES],
     best_class: &mut [u32; LANES],
 ) {
-    *c = map(*c, |product| cosine(product, sigma));
-    let z = zip(*c, *max, |c, max| logit.of(c) - max);
-    *sum = zip(*sum, map(z, T::exp), |sum, e| sum + e);
+    let (products, max, sums, bests, classes) = (*c, *max, *sum, *best, *best_class);
+    let (mut new_c, mut new_sum, mut new_best) = ([T::ZERO; LANES], [T::ZERO; LANES], [T::ZERO; LANES]);
+    let mut new_class = [0; LANES];
     for l in 0..LANES {
-        // By a mask, not `if`: of two selects by one condition the compiler makes a branch.
-        let better = 0u32.wrapping_sub(u32::from(c[l] > best[l]));
-        best_class[l] = (class & better) | (best_class[l] & !better);
+        let cosine = cosine(products[l], sigma);
+        let better = cosine > bests[l];
+        new_c[l] = cosine;
+        new_sum[l] = sums[l] + (logit.of(cosine) - max[l]).exp();
+        new_best[l] = if better { cosine } else { bests[l] };
+        new_class[l] = if better { class } else { classes[l] };
     }
-    *best = zip(*c, *best, |c, best| if c > best { c } else { best });
+    (*c, *sum, *best, *best_class) = (new_c, new_sum, new_best, new_class);
 }
 
 #[cfg(test)]
