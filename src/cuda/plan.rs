@@ -378,23 +378,27 @@ impl Backward {
         let least = if contract_tile == WIDE_TILE { LEAST_WIDE_STEPS } else { LEAST_STEPS };
         let steps = ((dw_tiles * dw_steps + dx_tiles * dx_steps) / blocks).max(least);
         let sums = contract_tile * contract_tile * sum;
-        // What is left of the quarter for split sums, each gradient half of it.
-        let splits = |tiles: usize, own: usize| {
-            let room = budget / 8 / (sums * tiles).max(1);
-            (own / steps).min(room).max(1)
-        };
-        let (dw_splits, dx_splits) = (splits(dw_tiles, dw_steps), splits(dx_tiles, dx_steps));
-        // Tiles that are not split have no partial sums and no counter.
-        let split = |tiles: usize, splits: usize| if splits > 1 { (tiles * splits * sums, tiles) } else { (0, 0) };
-        let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
         let stride = sizes.pad(classes.len());
-        let memory = Memory {
+        let mut memory = Memory {
             g: rows.len() * stride * g,
             class_dots: if dw { sizes.row_tiles() * stride * sum } else { 0 },
-            partial_sums: dw_split.0 + dx_split.0,
+            partial_sums: 0,
             dx_sums: if dx && x < sum && classes.len() < c { rows.len() * d * sum } else { 0 },
             dw_sums: if dw && w < sum && rows.len() < n { classes.len() * d * sum } else { 0 },
         };
+        // Split sums have a quarter, and what g leaves beyond it but an eighth, where fused_step's statistics are. dX's come first: they are longer.
+        let mut room = budget.saturating_sub(memory.bytes()).saturating_sub(budget / 8).max(budget / 4);
+        let mut splits = |tiles: usize, own: usize| {
+            let count = (own / steps).min(room / (sums * tiles).max(1)).max(1);
+            room -= if count > 1 { tiles * count * sums } else { 0 };
+            count
+        };
+        let dx_splits = splits(dx_tiles, dx_steps);
+        let dw_splits = splits(dw_tiles, dw_steps);
+        // Tiles that are not split have no partial sums and no counter.
+        let split = |tiles: usize, splits: usize| if splits > 1 { (tiles * splits * sums, tiles) } else { (0, 0) };
+        let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
+        memory.partial_sums = dw_split.0 + dx_split.0;
         let arrivals = dw_split.1 + dx_split.1;
         self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits, stride, memory, arrivals });
     }
