@@ -523,6 +523,23 @@ fn the_table_is_the_models() {
     assert_eq!(now.lines().count(), recorded.lines().count(), "kernels/predicted.md is whole");
 }
 
+/// What the kit for a machine with a GPU reports beside its times is the table's.
+#[test]
+fn the_kit_predicts_the_same() {
+    let text = include_str!("../../tests/silicon/predictions.json");
+    let all: serde_json::Value = serde_json::from_str(text).expect("predictions.json");
+    let steps = all["steps"].as_array().expect("steps");
+    for step in steps {
+        let ncd = [0, 1, 2].map(|i| step["size"][i].as_u64().expect("a size") as usize);
+        let (dtype, _) = TYPES.into_iter().find(|of| step["type"] == of.1).expect("a type of the table");
+        let model = Model::of(ncd, dtype, false);
+        let (now, then) = (1e6 * model.seconds, step["ways"]["loss_and_grads_into"].as_f64().expect("a time"));
+        assert!((then / now - 1.0).abs() < 0.01, "{ncd:?} {dtype:?}: {now:.1}, predictions.json has {then}");
+        assert_eq!(step["of"], model.path.as_str(), "{ncd:?} {dtype:?}");
+    }
+    assert_eq!(steps.len(), 14);
+}
+
 /// The model's work is the emulated device's: figures.md, which tests/figures.rs checks.
 #[test]
 fn the_models_work_is_what_was_counted() {
