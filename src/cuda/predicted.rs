@@ -202,11 +202,6 @@ impl Model {
         self.kind.by != Products::Fma
     }
 
-    /// Rows or classes in tiles of `tile`.
-    fn tiles(count: usize, tile: usize) -> usize {
-        count.div_ceil(tile)
-    }
-
     /// Products of a tile with `depth` k; `read` bytes of its operands.
     fn product(&self, tile: usize, depth: usize, step: f64, wavefronts: f64, squares: f64, read: f64) -> Work {
         let steps = depth.div_ceil(self.units.depth) as f64;
@@ -224,9 +219,9 @@ impl Model {
     fn cosines(&self, again: bool) -> Work {
         let Sizes { tile, d, x, .. } = self.sizes;
         let [n, c, _] = self.ncd();
-        let tiles = (Self::tiles(self.sizes.n, tile) * Self::tiles(self.sizes.c, tile)) as f64;
+        let tiles = (self.sizes.n.div_ceil(tile) * self.sizes.c.div_ceil(tile)) as f64;
         // Rows and classes that are not there are not read.
-        let sides = n * Self::tiles(self.sizes.c, tile) as f64 + c * Self::tiles(self.sizes.n, tile) as f64;
+        let sides = n * self.sizes.c.div_ceil(tile) as f64 + c * self.sizes.n.div_ceil(tile) as f64;
         let read = sides * (d * x) as f64 / tiles;
         let units = self.units;
         if again {
@@ -252,11 +247,11 @@ impl Model {
     fn contraction(&self, chunk: &Chunk) -> [(Work, usize); 2] {
         let Sizes { contract_tile: tile, d, x, sum, .. } = self.sizes;
         let g = self.g();
-        let d_tiles = Self::tiles(d, tile);
+        let d_tiles = d.div_ceil(tile);
         let (rows, classes) = (chunk.rows.len(), chunk.classes.len());
         let job = |m: usize, depth: usize, splits: usize, sums: bool| {
             let depth = depth.div_ceil(splits);
-            let (m, across) = (m as f64 / Self::tiles(m, tile) as f64, d as f64 / d_tiles as f64);
+            let (m, across) = (m as f64 / m.div_ceil(tile) as f64, d as f64 / d_tiles as f64);
             let read = depth as f64 * (m * g as f64 + across * x as f64);
             let units = self.units;
             let mut work = self.product(tile, depth, units.contract, units.wavefronts[1], 0.0, read);
@@ -270,8 +265,8 @@ impl Model {
             }
             work
         };
-        let dx_jobs = Self::tiles(rows, tile) * d_tiles * chunk.dx_splits;
-        let dw_jobs = Self::tiles(classes, tile) * d_tiles * chunk.dw_splits;
+        let dx_jobs = rows.div_ceil(tile) * d_tiles * chunk.dx_splits;
+        let dw_jobs = classes.div_ceil(tile) * d_tiles * chunk.dw_splits;
         [
             (job(rows, classes, chunk.dx_splits, chunk.memory.dx_sums > 0), if chunk.dx { dx_jobs } else { 0 }),
             (job(classes, rows, chunk.dw_splits, chunk.memory.dw_sums > 0), if chunk.dw { dw_jobs } else { 0 }),
@@ -285,7 +280,6 @@ impl Model {
         let (mut all, mut at, count) = (Work::default(), 0, jobs.iter().map(|job| job.1).sum::<usize>());
         for (job, times) in jobs {
             all.add(&job.times(*times as f64));
-            // Whole rounds are the same for every place.
             for _ in 0..*times {
                 let here = at % places % MULTIPROCESSORS;
                 of[here].add(job);
@@ -355,7 +349,7 @@ impl Model {
     fn streaming(&mut self) {
         let (sizes, kind) = (self.sizes, self.kind.sizes());
         let (tensors, again) = self.tensors();
-        let resident = if self.kind.by == Products::Wide { 2 } else { 3 };
+        let resident = if self.kind.by == Products::Wide { 2 } else { 3 }; // `BLOCKS` in kind.cuh
         let places = resident * MULTIPROCESSORS;
         let forward = Forward::new(&sizes, &H100, &kind);
         let tiles = sizes.n.div_ceil(sizes.tile) * sizes.c.div_ceil(sizes.tile);
