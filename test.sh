@@ -19,13 +19,24 @@ if [ -z "${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null 2>&1; then
     fi
 fi
 
+command -v valgrind >/dev/null 2>&1 || skip "tests/instructions.rs" "no valgrind"
+
 skip "fuzzing, tests/fuzz and tests/emulator/tests/fuzz.rs: more than fifteen seconds a target" "MARGIN_LOSS_FUZZ_SECONDS is how long"
 MARGIN_LOSS_FUZZ_SECONDS="${MARGIN_LOSS_FUZZ_SECONDS:-15}" cargo test --release --workspace
 
 cargo run --release --example recipes
 
-# The experiments of docs/experiments.md, every setting of them, with little to do.
-RAYON_NUM_THREADS=1 cargo run --release --example experiments -- --dataset detexify --seeds 2 --epochs 2 --out target/experiments-test
+# The experiments of docs/experiments.md, every loss of them, with little to do.
+experiments() {
+    RAYON_NUM_THREADS=1 cargo run --release --example experiments -- --classes 20 --seeds 2 --search-seeds 1 --epochs 2 --out target/experiments-test "$@"
+}
+experiments --embedding-epochs 1
+experiments --networks --companions
+if [ -d target/fonts/node_modules ]; then
+    experiments --corpus glyphs --embedding-epochs 1
+else
+    skip "the corpus of printed glyphs (tests/experiments.rs, --example experiments -- --corpus glyphs)" "no fonts: sh examples/experiments/fonts.sh fetches them, 650 MB unpacked"
+fi
 
 # Every method of the paper's Table 2 by its name, on the same drawings, with little to do; and taken up again where nothing is left to do.
 train() {
@@ -34,6 +45,17 @@ train() {
 }
 train
 train --resume
+
+# Classes over ranks, taken up by another number of them; and over processes.
+rm -rf target/sharded-test
+sharded() { RAYON_NUM_THREADS=1 cargo run --release --example sharded -- --most 6 --out target/sharded-test "$@"; }
+sharded --ranks 3 --epochs 1
+sharded --ranks 2 --epochs 2 --resume
+if sh tests/mpi/run.sh true; then
+    sh tests/mpi/run.sh cargo test --release --features mpi --test mpi
+else
+    skip "tests/mpi: classes over processes" "no mpicc and mpirun, and none could be installed (see above)"
+fi
 
 # CUDA on the emulated GPU: our kernels and Candle's own; then the suites of the CPU path on the device, with the kernels that a call takes by
 # itself, and with the streaming ones alone on a device of one multiprocessor, whose few blocks loop over what an H100 spreads out. The last

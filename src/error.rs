@@ -21,6 +21,9 @@ pub enum Error {
     /// An option or a tensor that a companion loss cannot use.
     #[error("companion loss: {0}")]
     Companion(String),
+    /// Shards, or ranks, that do not fit each other, or a rank that has failed.
+    #[error("sharded loss: {0}")]
+    Sharded(String),
     /// A label that is neither a class nor the ignore index.
     #[error("margin loss: label {label} of row {row} is not in 0..{classes}{}", ignore_note(.ignore_index))]
     Label {

@@ -7,6 +7,7 @@
 //! - [`margin_cross_entropy`] is the line to write where `candle_nn::loss::cross_entropy` stood; [`CosineClassifier`] is the head as a module.
 //! - [`LossSchedule`] changes the loss with the epoch (deferred re-weighting).
 //! - [`companions`] are the losses that the paper puts beside its own: balanced contrastive, nested collaborative and mixture-likelihood learning.
+//! - [`sharded`] spreads the classes over ranks: threads, or processes by MPI.
 //! - [`metrics`] has what the paper measures; [`mod@reference`] is the loss composed of Candle ops, the plain meaning of every option.
 //!
 //! X is (N, D), W is (C, D), y is (N) of `u8`, `u32` or `i64`; X and W are f64, f32, f16 or bf16, or W is f32 beside f16 or bf16 features. The loss and what
@@ -14,6 +15,7 @@
 //! inputs, outputs and gradients is its workspace ([`MarginLossBuilder::workspace_bytes`]) and O(N + C).
 //!
 //! Features: `cuda` builds Candle's CUDA backend and this crate's kernels, for devices of compute capability 8.0 and up; it needs nvcc and libclang.
+//! `mpi` lets the ranks of [`sharded`] be processes; it needs mpicc and libclang.
 //! `cudnn`, `nccl`, `metal`, `accelerate` and `mkl` are Candle's own, handed on. A device without a fused path, such as Metal's, gets the loss composed
 //! of Candle's ops; [`Path::Fused`] refuses instead.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -38,6 +40,7 @@ pub mod reference;
 mod row_loss;
 pub mod row_margins;
 mod schedule;
+pub mod sharded;
 
 pub use builder::MarginLossBuilder;
 pub use classifier::CosineClassifier;

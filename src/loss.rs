@@ -40,7 +40,7 @@ use crate::problem::{Problem, RowInputs, check_pair};
 #[derive(Clone)]
 pub struct MarginLoss {
     pub(crate) params: Arc<Params>,
-    kept: Arc<Kept>,
+    pub(crate) kept: Arc<Kept>,
 }
 
 /// The options, of a table by class its smallest and its largest value; nothing of what is kept between calls.
@@ -279,7 +279,7 @@ impl MarginLoss {
     /// # Errors
     /// Shapes, dtypes or devices that do not fit.
     pub fn logits(&self, features: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        check_pair(&self.params, features, weight)?;
+        check_pair(&self.params, &(0..self.classes()), features, weight)?;
         let dtype = features.dtype();
         // Norms of half types are accumulated in f32.
         let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };

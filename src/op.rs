@@ -23,7 +23,7 @@ use crate::problem::{Gradients, OwnRowInputs, Problem, Targets, same_storage};
 /// What a loss keeps between calls, on every device that it is used on.
 #[derive(Default)]
 pub(crate) struct Kept {
-    workspace: cpu::WorkspacePool,
+    pub workspace: cpu::WorkspacePool,
     #[cfg(feature = "cuda")]
     tables: cuda::TablePool,
 }
@@ -75,7 +75,11 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
 /// A loss and its per-sample losses, with row margins on the tape as well, where they are tracked.
 ///
 /// Of every row its slopes times its margins less themselves: 0, which carries the gradient.
-fn add_margins(problem: &Problem, mut output: LossOutput, slopes: Option<MarginSlopes>) -> Result<LossOutput> {
+pub(crate) fn add_margins(
+    problem: &Problem,
+    mut output: LossOutput,
+    slopes: Option<MarginSlopes>,
+) -> Result<LossOutput> {
     let (Some(margins), Some(slopes)) = (problem.rows.margins, slopes) else { return Ok(output) };
     if margins.track_op() && problem.n > 0 {
         let rows = (&slopes.rows * zeros_on_tape(margins, slopes.rows.dtype())?)?.sum(1)?; // (N)
@@ -356,7 +360,11 @@ fn no_path(device: &Device) -> Error {
 }
 
 /// What a call gives, and the row margins' slopes, from the states of the rows that count.
-fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<(LossOutput, Option<MarginSlopes>)> {
+pub(crate) fn output(
+    problem: &Problem,
+    targets: &Targets,
+    states: &[RowState],
+) -> Result<(LossOutput, Option<MarginSlopes>)> {
     let (n, device, wide) = (problem.n, problem.features.device(), problem.accumulation_dtype());
     let mut per_sample = vec![0f64; n];
     let mut predicted = vec![IGNORED; n];
@@ -406,14 +414,14 @@ fn output(problem: &Problem, targets: &Targets, states: &[RowState]) -> Result<(
 }
 
 /// A loss on the tape: its value, and where its gradients come from.
-struct Node {
+pub(crate) struct Node {
     /// A scalar, or (N)
-    value: Tensor,
-    saved: Saved,
+    pub value: Tensor,
+    pub saved: Saved,
 }
 
 /// What a node saves for backward.
-enum Saved {
+pub(crate) enum Saved {
     /// The gradients of a reduced loss, each where its argument is tracked, in the type of accumulation: dX (N, D), dW (C, D).
     Reduced { dx: Option<Tensor>, dw: Option<Tensor> },
     /// For a reduced loss, the rows: the upstream gradient is a scalar.
@@ -422,10 +430,16 @@ enum Saved {
     PerRow(Arc<Rows>),
     /// Gradients as they are to go on, whatever the upstream gradient: it is in them.
     Seeds { dx: Option<Tensor>, dw: Option<Tensor> },
+    /// What makes the gradients from X, W and the upstream gradient: a shard's, which takes the other ranks.
+    Backward(Box<BackwardFn>),
 }
 
+/// Of X, W and the upstream gradient: dX and dW, each where its argument is tracked.
+pub(crate) type BackwardFn =
+    dyn Fn(&Tensor, &Tensor, &Tensor) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> + Send + Sync;
+
 /// The rows' states, from which upstream gradients make the gradients, and what else that takes.
-struct Rows {
+pub(crate) struct Rows {
     params: Arc<Params>,
     kept: Arc<Kept>,
     labels: Tensor,
@@ -505,6 +519,7 @@ impl CustomOp2 for Node {
             }
             Saved::PerRow(rows) => rows.gradients(features, weight, upstream, false),
             Saved::Seeds { dx, dw } => Ok((dx.clone(), dw.clone())),
+            Saved::Backward(backward) => backward(features, weight, upstream),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Tensors to one checked [`Problem`]: below it nobody checks again.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Storage, Tensor};
@@ -69,10 +70,14 @@ impl OwnRowInputs {
 #[derive(Debug, Clone)]
 pub(crate) struct Problem<'a> {
     params: &'a Arc<Params>,
-    /// N, C, D
+    /// N, C, D; C of W's rows, which of a shard are some of the classes
     pub n: usize,
     pub c: usize,
     pub d: usize,
+    /// The class of W's first row
+    pub first: usize,
+    /// The rows of W that take part, rising, where not all do: C is their number then
+    pub index: Option<&'a [u32]>,
     /// X (N, D)
     pub features: &'a Tensor,
     /// W (C, D)
@@ -93,7 +98,19 @@ impl<'a> Problem<'a> {
         labels: &'a Tensor,
         rows: RowInputs<'a>,
     ) -> Result<Self> {
-        let (n, c, d) = check_pair(params, features, weight)?;
+        Self::of_classes(params, 0..params.classes, features, weight, labels, rows)
+    }
+
+    /// Where W has the centres of `classes` alone; labels are of all classes.
+    pub fn of_classes(
+        params: &'a Arc<Params>,
+        classes: Range<usize>,
+        features: &'a Tensor,
+        weight: &'a Tensor,
+        labels: &'a Tensor,
+        rows: RowInputs<'a>,
+    ) -> Result<Self> {
+        let (n, c, d) = check_pair(params, &classes, features, weight)?;
         vector("labels y", labels, n)?;
         if !matches!(labels.dtype(), DType::U8 | DType::U32 | DType::I64) {
             return Err(Error::Input(format!("labels y must be u8, u32 or i64, they are {}", labels.dtype().as_str())));
@@ -122,7 +139,12 @@ impl<'a> Problem<'a> {
             }
             None => {}
         }
-        Ok(Self { params, n, c, d, features, weight, labels, rows, upstream: 1.0 })
+        Ok(Self { params, n, c, d, first: classes.start, index: None, features, weight, labels, rows, upstream: 1.0 })
+    }
+
+    /// With those classes alone whose rows of W `index` names, rising.
+    pub fn of_index(self, index: Option<&'a [u32]>) -> Self {
+        Self { c: index.map_or(self.c, <[u32]>::len), index, ..self }
     }
 
     /// With gradients of `upstream`·loss.
@@ -307,8 +329,13 @@ pub(crate) struct TargetRow {
     pub beta: f64,
 }
 
-/// (N, C, D) of features and centres that fit each other and a loss.
-pub(crate) fn check_pair(params: &Params, features: &Tensor, weight: &Tensor) -> Result<(usize, usize, usize)> {
+/// (N, C, D) of features and of the centres of `classes` that fit each other and a loss.
+pub(crate) fn check_pair(
+    params: &Params,
+    classes: &Range<usize>,
+    features: &Tensor,
+    weight: &Tensor,
+) -> Result<(usize, usize, usize)> {
     let (n, d) = matrix("features X", "(N, D)", features)?;
     let (c, weight_d) = matrix("weight W", "(C, D)", weight)?;
     if d == 0 {
@@ -321,8 +348,14 @@ pub(crate) fn check_pair(params: &Params, features: &Tensor, weight: &Tensor) ->
             weight.dims()
         )));
     }
-    if c != params.classes {
-        return Err(Error::Input(format!("weight W has {c} rows, the loss is over {} classes", params.classes)));
+    if c != classes.len() {
+        let all = params.classes;
+        return Err(Error::Input(match classes.len() == all {
+            true => format!("weight W has {c} rows, the loss is over {all} classes"),
+            false => {
+                format!("weight W has {c} rows, the shard has classes {} to {} of {all}", classes.start, classes.end)
+            }
+        }));
     }
     let (x_type, w_type) = (features.dtype(), weight.dtype());
     for (what, dtype) in [("features X", x_type), ("weight W", w_type)] {

@@ -220,6 +220,7 @@ fn symbols_become_a_long_tailed_dataset() {
     };
     let options = Options {
         natural: false,
+        skip: 0,
         classes: 4,
         test_per_class: 2,
         imbalance_factor: 4.0,

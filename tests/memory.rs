@@ -3,7 +3,10 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor, Var};
+use candle_margin_loss::sharded::{ClassShard, Sampling, Threads};
 use candle_margin_loss::{MarginLoss, Reduction};
 use common::{Result, device};
 use peak_alloc::PeakAlloc;
@@ -86,6 +89,22 @@ fn peak_memory_is_the_budget() -> Result<()> {
             assert!(used <= budget + tables, "{used} bytes: {}", report.last().unwrap());
         }
     }
+    // A shard's: statistics, gradients, and a sample whose rows are not copied.
+    let (n, c, d) = (1024, 10_000, 512);
+    let Setup { x, w, y } = setup(n, c, d, DType::F32)?;
+    let loss = MarginLoss::builder(2 * c).workspace_bytes(8 * MIB).build()?;
+    let shard = ClassShard::balanced(2 * c, 0, 2)?;
+    let tables = 600 * n + 50 * c + 64 * 1024;
+    let used = peak(|| loss.partial(&x, &w, &y, None, &shard).map(drop).map_err(Into::into))?;
+    assert!(used <= 8 * MIB + tables, "{used} bytes for a shard's statistics");
+    let rank = Arc::new(Threads::new(1).remove(0));
+    let loss = MarginLoss::builder(c).workspace_bytes(8 * MIB).build()?;
+    let sharded = loss.sharded(ClassShard::balanced(c, 0, 1)?, rank)?;
+    let sampling = Sampling { rate: 0.5, seed: 1 };
+    let used = peak(|| sharded.loss_and_grads_sampled(&x, &w, &y, None, sampling).map(drop).map_err(Into::into))?;
+    // X gathered, its part of dX, what comes of it and its sum; dW of half of the classes.
+    let given = 4 * (4 * n * d + c / 2 * d);
+    assert!(used <= given + 8 * MIB + tables, "{used} bytes for a sampled step, {given} of them what it gives");
     // A frozen argument costs nothing: no gradient of it is ever made.
     let (n, c, d) = (64, 8142, 2048);
     let Setup { x, w, y } = setup(n, c, d, DType::F32)?;

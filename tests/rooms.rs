@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// `src`, from the bottom up: a room imports from those before it alone.
-const ROOMS: [&str; 20] = [
+const ROOMS: [&str; 21] = [
     "error",
     "counts",
     "margin",
@@ -19,6 +19,7 @@ const ROOMS: [&str; 20] = [
     "cuda",
     "op",
     "loss",
+    "sharded",
     "classifier",
     "row_margins",
     "schedule",

@@ -563,6 +563,7 @@ fn a_few_steps_of_every_method() -> Result<()> {
     };
     let options = strokes::Options {
         natural: false,
+        skip: 0,
         classes: 8,
         test_per_class: 2,
         imbalance_factor: 4.0,

@@ -27,7 +27,7 @@ use data::Dataset;
 use images::Cifar;
 use losses::{Loss, LossSettings};
 use network::Network;
-use train::{Outcome, Recipe, Tensors};
+use train::{Job, Outcome, Recipe, Tensors};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Source {
@@ -66,29 +66,29 @@ struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Loss::ALL)]
     losses: Vec<Loss>,
     /// Seeds, comma-separated: each loss is trained once from each
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3, 4, 5])]
     seeds: Vec<u64>,
     /// Passes over the training set [default: 60 for detexify and detexify-natural, else 15]
     #[arg(long)]
     epochs: Option<usize>,
-    /// K, the largest class margin of DBM, in radians
-    #[arg(long, default_value_t = 0.1)]
-    k: f64,
+    /// K, the largest class margin of DBM, in radians [default: what was best on other symbols, by loss]
+    #[arg(long)]
+    k: Option<f64>,
     /// τ, the frequency exponent of DBM's class margin
     #[arg(long, default_value_t = 1.0)]
     tau: f64,
-    /// s, the scale of all cosine losses [default: 16 for the symbols, 32 for the images]
+    /// s, the scale of all cosine losses [default: what was best on other symbols, by loss; 32 for the images]
     #[arg(long)]
     scale: Option<f64>,
     /// Where to train; cuda needs a build of this crate that has it
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
-    /// ArcFace's margin in radians
-    #[arg(long, default_value_t = 0.1)]
-    arcface_margin: f64,
-    /// LDAM's largest margin
-    #[arg(long, default_value_t = 0.5)]
-    ldam_margin: f64,
+    /// ArcFace's margin in radians [default: as K's]
+    #[arg(long)]
+    arcface_margin: Option<f64>,
+    /// LDAM's largest margin [default: as K's]
+    #[arg(long)]
+    ldam_margin: Option<f64>,
     /// β of DRW's class-balanced weights
     #[arg(long, default_value_t = 0.9999)]
     beta: f64,
@@ -98,9 +98,9 @@ struct Arguments {
     /// Samples a step
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// Peak learning rate of AdamW
-    #[arg(long, default_value_t = 3e-3)]
-    lr: f64,
+    /// Peak learning rate of AdamW [default: as K's; 3e-3 for the images]
+    #[arg(long)]
+    lr: Option<f64>,
     /// Weight decay of AdamW
     #[arg(long, default_value_t = 0.01)]
     weight_decay: f64,
@@ -128,6 +128,10 @@ struct Arguments {
     /// detexify: renderings of each training drawing, all but the first a little turned, scaled and shifted
     #[arg(long, default_value_t = 32)]
     renderings: usize,
+    /// detexify: choose learning rate, s and margin of each loss on as many other symbols, those with most drawings but for the first `--classes`, instead
+    /// of comparing the losses; the defaults are what this found
+    #[arg(long)]
+    search: bool,
     /// Seed of the split, the long tail and the renderings
     #[arg(long, default_value_t = 0)]
     data_seed: u64,
@@ -187,28 +191,35 @@ fn compare(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let dataset = load(arguments)?;
     let recipe = recipe(arguments, &dataset)?;
     // Every loss's settings are checked before the first run starts.
-    for loss in &arguments.losses {
-        loss.schedule(&dataset.counts, &recipe.losses)?;
+    for &loss in &arguments.losses {
+        loss.schedule(&dataset.counts, &settings(arguments, loss, recipe.epochs))?;
     }
     println!("{}", dataset.title);
     let load_seconds = started.elapsed().as_secs_f64();
 
     let tensors = Tensors::new(&dataset, &device)?;
-    let outcomes = train_all(arguments, &dataset, &tensors, &recipe)?;
+    if arguments.search {
+        return search(arguments, &dataset, &tensors, &recipe);
+    }
+    let of = |loss: Loss| settings(arguments, loss, recipe.epochs);
+    let jobs_of = |&loss: &Loss| arguments.seeds.iter().map(move |&seed| Job { loss, settings: of(loss), seed });
+    let jobs_of_all: Vec<Job> = arguments.losses.iter().flat_map(jobs_of).collect();
+    let outcomes = train_all(arguments, &dataset, &tensors, &recipe, &jobs_of_all)?;
     print!("\n{}", report::table(&arguments.losses, &outcomes, &recipe, dataset.groups.rule));
-    print!("{}", report::gains(&arguments.losses, &outcomes));
+    let gains = report::gains(&arguments.losses, &outcomes);
+    print!("{}", report::gains_table(&gains));
 
     std::fs::create_dir_all(&arguments.out).map_err(|error| format!("{}: {error}", arguments.out.display()))?;
-    let mut written = plots::all(&arguments.out, &arguments.losses, &dataset, &outcomes, &recipe.losses)?;
+    let mut written = plots::all(&arguments.out, &arguments.losses, &dataset, &outcomes, &gains, of)?;
     let results = arguments.out.join("results.json");
     let seconds = (load_seconds, started.elapsed().as_secs_f64());
-    let settings = report::Settings {
+    let about = report::Settings {
         dataset: name(&arguments.dataset),
         device: if device.is_cuda() { "cuda" } else { "cpu" },
         data_seed: arguments.data_seed,
         jobs: jobs(arguments),
     };
-    std::fs::write(&results, report::json(&settings, &dataset, &recipe, &outcomes, seconds))
+    std::fs::write(&results, report::json(&about, &dataset, &recipe, &outcomes, seconds))
         .map_err(|error| format!("{}: {error}", results.display()))?;
     written.push(results);
     println!("\nWritten after {:.0} s:", started.elapsed().as_secs_f64());
@@ -239,6 +250,7 @@ fn load(arguments: &Arguments) -> Result<Dataset, Box<dyn Error>> {
             spinner.suspend(|| println!("{}", strokes::ATTRIBUTION));
             let options = strokes::Options {
                 natural,
+                skip: if arguments.search { arguments.classes } else { 0 },
                 classes: arguments.classes,
                 test_per_class: arguments.test_per_class,
                 imbalance_factor,
@@ -275,9 +287,12 @@ fn recipe(arguments: &Arguments, dataset: &Dataset) -> Result<Recipe, String> {
     if let Some((flag, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
         return Err(format!("{flag} must be at least 1"));
     }
-    let finite = arguments.lr.is_finite() && arguments.weight_decay.is_finite();
-    if !finite || arguments.lr <= 0.0 || arguments.weight_decay < 0.0 {
+    let lr = arguments.lr.unwrap_or(1.0);
+    if !lr.is_finite() || !arguments.weight_decay.is_finite() || lr <= 0.0 || arguments.weight_decay < 0.0 {
         return Err("--lr must be positive and --weight-decay not negative".into());
+    }
+    if arguments.search && arguments.dataset != Source::Detexify {
+        return Err("--search chooses on other symbols, of --dataset detexify".into());
     }
     if !(0.0..=1.0).contains(&arguments.drw_start) || !(0.0..=1.0).contains(&arguments.shrinkage.unwrap_or(0.0)) {
         return Err("--drw-start and --shrinkage must be in 0..=1".into());
@@ -291,32 +306,87 @@ fn recipe(arguments: &Arguments, dataset: &Dataset) -> Result<Recipe, String> {
         features: arguments.features,
         epochs,
         batch_size: arguments.batch_size,
-        lr: arguments.lr,
         weight_decay: arguments.weight_decay,
         warmup_epochs: arguments.warmup_epochs.min(epochs - 1),
         scatter,
         shrinkage: arguments.shrinkage.unwrap_or(if scatter == Scatter::Pair { 1e-3 } else { 0.1 }),
-        losses: LossSettings {
-            scale: arguments.scale.unwrap_or(if symbols { 16.0 } else { 32.0 }),
-            k: arguments.k,
-            tau: arguments.tau,
-            arcface_margin: arguments.arcface_margin,
-            ldam_margin: arguments.ldam_margin,
-            beta: arguments.beta,
-            drw_epoch: (arguments.drw_start * epochs as f64).round() as usize,
-        },
     })
 }
 
-/// Every loss from every seed, `jobs` runs at a time; by loss, then seed.
+/// What a loss is trained with: what the command line says, else what was best on other symbols.
+fn settings(arguments: &Arguments, loss: Loss, epochs: usize) -> LossSettings {
+    let symbols = matches!(arguments.dataset, Source::Detexify | Source::DetexifyNatural);
+    let (lr, scale, margin) = if symbols { loss.validated() } else { (3e-3, 32.0, loss.usual_margin()) };
+    let asked = match loss {
+        Loss::DbmCe | Loss::DbmDrw | Loss::DbmBs => arguments.k,
+        Loss::Arcface => arguments.arcface_margin,
+        Loss::Ldam | Loss::LdamDrw => arguments.ldam_margin,
+        Loss::Ce | Loss::CosineCe | Loss::Bs => None,
+    };
+    LossSettings {
+        lr: arguments.lr.unwrap_or(lr),
+        scale: arguments.scale.unwrap_or(scale),
+        margin: asked.unwrap_or(margin),
+        tau: arguments.tau,
+        beta: arguments.beta,
+        drw_epoch: (arguments.drw_start * epochs as f64).round() as usize,
+    }
+}
+
+/// Learning rates, then scales, then margins, each from the best so far; means of the seeds. Prints what `Loss::validated` has.
+fn search(arguments: &Arguments, dataset: &Dataset, tensors: &Tensors, recipe: &Recipe) -> Result<(), Box<dyn Error>> {
+    for &loss in &arguments.losses {
+        let first = settings(arguments, loss, recipe.epochs);
+        let start = LossSettings {
+            lr: 3e-3,
+            scale: if loss == Loss::Ce { 1.0 } else { 16.0 },
+            margin: loss.usual_margin(),
+            ..first
+        };
+        let mut tried: Vec<(LossSettings, f64)> = Vec::new();
+        let axes: [(&[f64], fn(&mut LossSettings, f64)); 3] = [
+            (&[1e-3, 3e-3, 1e-2], |settings, lr| settings.lr = lr),
+            (if loss == Loss::Ce { &[1.0] } else { &[8.0, 12.0, 16.0, 24.0, 32.0] }, |settings, scale| {
+                settings.scale = scale
+            }),
+            (loss.margins(), |settings, margin| settings.margin = margin),
+        ];
+        for (values, set) in axes {
+            let from = best(&tried).map_or(start, |best| best.0);
+            let along = values.iter().map(|&value| {
+                let mut settings = from;
+                set(&mut settings, value);
+                settings
+            });
+            let new: Vec<LossSettings> =
+                along.filter(|settings| tried.iter().all(|(other, _)| other != settings)).collect();
+            let of = |&settings: &LossSettings| arguments.seeds.iter().map(move |&seed| Job { loss, settings, seed });
+            let jobs: Vec<Job> = new.iter().flat_map(of).collect();
+            let outcomes = train_all(arguments, dataset, tensors, recipe, &jobs)?;
+            let mean = |of: &[train::Outcome]| {
+                100.0 * of.iter().map(|outcome| outcome.accuracy.all).sum::<f64>() / of.len() as f64
+            };
+            tried.extend(new.into_iter().zip(outcomes.chunks(arguments.seeds.len()).map(mean)));
+        }
+        let (LossSettings { lr, scale, margin, .. }, accuracy) = best(&tried).ok_or("a loss has settings")?;
+        println!("{:9} {accuracy:.2} %: lr {lr}, s {scale}, margin {margin}", loss.name());
+    }
+    Ok(())
+}
+
+/// The first of the best.
+fn best(tried: &[(LossSettings, f64)]) -> Option<(LossSettings, f64)> {
+    tried.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1)).copied()
+}
+
+/// Every job, `--jobs` at a time; in their order.
 fn train_all(
     arguments: &Arguments,
     dataset: &Dataset,
     tensors: &Tensors,
     recipe: &Recipe,
+    runs: &[Job],
 ) -> Result<Vec<Outcome>, Box<dyn Error>> {
-    let runs: Vec<(Loss, u64)> =
-        arguments.losses.iter().flat_map(|&loss| arguments.seeds.iter().map(move |&seed| (loss, seed))).collect();
     let shown = std::io::stderr().is_terminal();
     let bars = MultiProgress::with_draw_target(if shown {
         ProgressDrawTarget::stderr()
@@ -335,11 +405,11 @@ fn train_all(
     let worker = || {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&(loss, seed)) = runs.get(index) else { return };
+            let Some(&job) = runs.get(index) else { return };
             let bar = bars.insert_before(&overall, ProgressBar::new(steps));
             bar.set_style(style("{prefix:18} {bar:30.cyan} {percent:>3} %  {msg}"));
-            bar.set_prefix(format!("{}, seed {seed}", loss.name()));
-            let result = train::run(dataset, tensors, recipe, loss, seed, &bar);
+            bar.set_prefix(format!("{}, seed {}", job.loss.name(), job.seed));
+            let result = train::run(dataset, tensors, recipe, job, &bar);
             bar.finish_and_clear();
             bars.remove(&bar);
             if let Ok(outcome) = &result {

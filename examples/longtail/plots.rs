@@ -13,7 +13,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::data::Dataset;
 use crate::losses::{Loss, LossSettings};
-use crate::report::{Spread, group_angles, over_seeds};
+use crate::report::{Gain, Interval, Spread, group_angles, over_seeds};
 use crate::train::Outcome;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -33,19 +33,26 @@ pub fn all(
     losses: &[Loss],
     dataset: &Dataset,
     outcomes: &[Outcome],
-    settings: &LossSettings,
+    gains: &[Gain],
+    settings: impl Fn(Loss) -> LossSettings,
 ) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let names = ["accuracy.svg", "margins.svg", "angles.svg"].map(|name| folder.join(name));
     let wide = (160 + 100 * losses.len() as u32).max(960);
-    accuracy(SVGBackend::new(&names[0], (wide, 460)).into_drawing_area(), losses, dataset, outcomes)?;
+    {
+        let root = SVGBackend::new(&names[0], (wide + 420, 460)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let (left, right) = root.split_horizontally(wide);
+        accuracy(&left, losses, dataset, outcomes)?;
+        differences(&right, gains)?;
+        root.present()?;
+    }
     margins(SVGBackend::new(&names[1], (1060, 460)).into_drawing_area(), dataset, settings)?;
     angles(SVGBackend::new(&names[2], (wide, 460)).into_drawing_area(), losses, dataset, outcomes)?;
     Ok(names.into())
 }
 
 /// Bars of accuracy, a cluster a loss; the whiskers are a standard deviation over seeds either way.
-fn accuracy(root: Area, losses: &[Loss], dataset: &Dataset, outcomes: &[Outcome]) -> Plotted {
-    root.fill(&WHITE)?;
+fn accuracy(root: &Area, losses: &[Loss], dataset: &Dataset, outcomes: &[Outcome]) -> Plotted {
     type Pick<'a> = Box<dyn Fn(&ByGroup) -> Option<f64> + 'a>;
     let mut series: Vec<(&str, RGBColor, Pick)> = vec![("All", ALL, Box::new(|by: &ByGroup| Some(by.all)))];
     series.extend(
@@ -58,7 +65,7 @@ fn accuracy(root: Area, losses: &[Loss], dataset: &Dataset, outcomes: &[Outcome]
         .map(|spread| 100.0 * (spread.mean + spread.deviation.unwrap_or(0.0)))
         .fold(1.0, f64::max);
     let caption = "Test accuracy by group of classes";
-    let mut chart = ChartBuilder::on(&root)
+    let mut chart = ChartBuilder::on(root)
         .caption(caption, (FONT, 20))
         .margin(12)
         .x_label_area_size(52)
@@ -73,7 +80,7 @@ fn accuracy(root: Area, losses: &[Loss], dataset: &Dataset, outcomes: &[Outcome]
         .label_style((FONT, 14))
         .y_label_formatter(&whole)
         .draw()?;
-    names_below(&root, &chart, losses)?;
+    names_below(root, &chart, losses)?;
     for (index, (_, colour, pick)) in series.iter().enumerate() {
         let place = |loss: usize| loss as f64 + 0.12 + 0.19 * index as f64;
         let spreads: Vec<(f64, Spread)> =
@@ -93,15 +100,56 @@ fn accuracy(root: Area, losses: &[Loss], dataset: &Dataset, outcomes: &[Outcome]
         };
         chart.draw_series(spreads.into_iter().filter_map(whisker))?;
     }
-    legend_above(&root, &series.iter().map(|(name, colour, _)| (*name, *colour)).collect::<Vec<_>>())?;
-    note(&root, &format!("{}; black: ± a standard deviation over the seeds", dataset.groups.rule))?;
-    Ok(root.present()?)
+    legend_above(root, &series.iter().map(|(name, colour, _)| (*name, *colour)).collect::<Vec<_>>())?;
+    note(root, &format!("{}; black: ± a standard deviation over the seeds", dataset.groups.rule))
+}
+
+/// What the paper claims: differences between losses paired by seed, with their 95 % intervals.
+fn differences(root: &Area, gains: &[Gain]) -> Plotted {
+    let series: [(&str, RGBColor, fn(&Gain) -> Option<Interval>); 2] =
+        [("All", ALL, |gain| gain.all), ("Few", GROUPS[2].1, |gain| gain.few)];
+    let ends = |of: Interval| [of.mean - of.half.unwrap_or(0.0), of.mean + of.half.unwrap_or(0.0)];
+    let all = || gains.iter().flat_map(|gain| series.iter().filter_map(move |(_, _, of)| of(gain))).flat_map(ends);
+    let (low, high) = (all().fold(-1.0, f64::min), all().fold(1.0, f64::max));
+    let rows = gains.len() as f64;
+    let mut chart = ChartBuilder::on(root)
+        .margin(12)
+        .margin_top(38)
+        .x_label_area_size(52)
+        .margin_left(150)
+        .build_cartesian_2d(1.05 * low..1.05 * high, rows..0.0)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .max_light_lines(1)
+        .x_desc("points, paired by seed; bars: 95 % intervals")
+        .label_style((FONT, 14))
+        .x_label_formatter(&whole)
+        .draw()?;
+    chart.draw_series([PathElement::new([(0.0, 0.0), (0.0, rows)], ALL.stroke_width(1))])?;
+    let style = TextStyle::from((FONT, 14).into_font()).pos(Pos::new(HPos::Right, VPos::Center));
+    for (row, gain) in gains.iter().enumerate() {
+        // Of the whole picture; texts are placed in this half.
+        let (x, y) = chart.plotting_area().map_coordinate(&(1.05 * low, row as f64 + 0.5));
+        let x = x - root.get_base_pixel().0;
+        root.draw(&Text::new(format!("{} − {}", gain.with.name(), gain.without.name()), (x - 8, y), style.clone()))?;
+        for (index, (_, colour, of)) in series.iter().enumerate() {
+            let Some(interval) = of(gain) else { continue };
+            let at = row as f64 + 0.35 + 0.3 * index as f64;
+            let [from, to] = ends(interval);
+            chart.draw_series([PathElement::new([(from, at), (to, at)], colour.stroke_width(2))])?;
+            chart.draw_series([Circle::new((interval.mean, at), 4, colour.filled())])?;
+        }
+    }
+    legend_above(root, &series.map(|(name, colour, _)| (name, colour)))
 }
 
 /// Fig. 2: the margins by class frequency, and DBM's whole angular margin by the sample's angle.
-fn margins(root: Area, dataset: &Dataset, settings: &LossSettings) -> Plotted {
+fn margins(root: Area, dataset: &Dataset, settings: impl Fn(Loss) -> LossSettings) -> Plotted {
     root.fill(&WHITE)?;
-    let LossSettings { k, tau, arcface_margin, ldam_margin, .. } = *settings;
+    let LossSettings { margin: k, tau, .. } = settings(Loss::DbmBs);
+    let [arcface_margin, ldam_margin] = [Loss::Arcface, Loss::Ldam].map(|loss| settings(loss).margin);
     let largest = dataset.counts.imbalance_factor();
     let (left, right) = root.split_horizontally(530);
     let top = k.max(arcface_margin).max(ldam_margin).max(1e-3) * 1.15;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use candle_margin_loss::Group;
 use candle_margin_loss::metrics::{ByGroup, Scatter, quartiles};
 use serde_json::{Value, json};
+use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::data::Dataset;
 use crate::losses::Loss;
@@ -104,43 +105,67 @@ pub fn table(losses: &[Loss], outcomes: &[Outcome], recipe: &Recipe, group_rule:
     text
 }
 
-/// What the paper claims, DBM against the same loss without it: the mean difference seed by seed, in percentage points.
-pub fn gains(losses: &[Loss], outcomes: &[Outcome]) -> String {
-    let pairs = [
-        (Loss::Bs, Loss::CosineCe),
-        (Loss::DbmCe, Loss::CosineCe),
-        (Loss::DbmDrw, Loss::LdamDrw),
-        (Loss::DbmBs, Loss::Bs),
-    ];
-    let mut text = String::new();
-    for (with, without) in pairs.into_iter().filter(|(a, b)| losses.contains(a) && losses.contains(b)) {
-        let difference = |value: &dyn Fn(&ByGroup) -> Option<f64>| {
-            let differences: Vec<f64> = outcomes
-                .iter()
-                .filter(|outcome| outcome.loss == with)
-                .filter_map(|a| {
-                    let b = outcomes.iter().find(|b| b.loss == without && b.seed == a.seed)?;
-                    Some(value(&a.accuracy)? - value(&b.accuracy)?)
-                })
-                .collect();
-            match spread(&differences) {
-                None => "–".to_string(),
-                Some(Spread { mean, deviation: None }) => format!("{:+.1}", 100.0 * mean),
-                Some(Spread { mean, deviation: Some(deviation) }) => {
-                    format!("{:+.1} ± {:.1}", 100.0 * mean, 100.0 * deviation)
-                }
-            }
-        };
-        let _ = writeln!(
-            text,
-            "{:>8} − {:9}: All {:>11}, Few {:>11} points",
-            with.name(),
-            without.name(),
-            difference(&|by| Some(by.all)),
-            difference(&|by| by.few)
-        );
+/// What the paper claims, in pairs: the first above the second.
+const CLAIMS: [(Loss, Loss); 4] =
+    [(Loss::Bs, Loss::CosineCe), (Loss::DbmCe, Loss::CosineCe), (Loss::DbmDrw, Loss::LdamDrw), (Loss::DbmBs, Loss::Bs)];
+
+/// How much better one loss did than another.
+pub struct Gain {
+    pub with: Loss,
+    pub without: Loss,
+    /// Of all classes, and of *Few*; in percentage points
+    pub all: Option<Interval>,
+    pub few: Option<Interval>,
+}
+
+/// A mean with half the width of its 95 % confidence interval (Student's t), none of one value.
+#[derive(Debug, Clone, Copy)]
+pub struct Interval {
+    pub mean: f64,
+    pub half: Option<f64>,
+}
+
+impl Interval {
+    fn of(values: &[f64]) -> Option<Self> {
+        let Spread { mean, deviation } = spread(values)?;
+        let n = values.len() as f64;
+        let half = deviation.map(|deviation| {
+            let student = StudentsT::new(0.0, 1.0, n - 1.0).expect("there are two values");
+            student.inverse_cdf(0.975) * deviation / n.sqrt()
+        });
+        Some(Self { mean, half })
     }
-    if text.is_empty() { text } else { format!("\nDifferences, seed by seed:\n{text}") }
+}
+
+/// The claims whose losses were run, differences paired by seed.
+pub fn gains(losses: &[Loss], outcomes: &[Outcome]) -> Vec<Gain> {
+    let claims = CLAIMS.into_iter().filter(|(a, b)| losses.contains(a) && losses.contains(b));
+    let gain = |(with, without): (Loss, Loss)| {
+        let difference = |value: &dyn Fn(&ByGroup) -> Option<f64>| {
+            let of = outcomes.iter().filter(|outcome| outcome.loss == with).filter_map(|a| {
+                let b = outcomes.iter().find(|b| b.loss == without && b.seed == a.seed)?;
+                Some(100.0 * (value(&a.accuracy)? - value(&b.accuracy)?))
+            });
+            Interval::of(&of.collect::<Vec<_>>())
+        };
+        Gain { with, without, all: difference(&|by| Some(by.all)), few: difference(&|by| by.few) }
+    };
+    claims.map(gain).collect()
+}
+
+/// A line a claim.
+pub fn gains_table(gains: &[Gain]) -> String {
+    let cell = |interval: Option<Interval>| match interval {
+        None => "–".to_string(),
+        Some(Interval { mean, half: None }) => format!("{mean:+.1}"),
+        Some(Interval { mean, half: Some(half) }) => format!("{mean:+.1} ± {half:.1}"),
+    };
+    let mut text = String::new();
+    for Gain { with, without, all, few } in gains {
+        let (all, few) = (cell(*all), cell(*few));
+        let _ = writeln!(text, "{:>8} − {:9}: All {all:>11}, Few {few:>11} points", with.name(), without.name());
+    }
+    if text.is_empty() { text } else { format!("\nDifferences paired by seed, 95 % intervals:\n{text}") }
 }
 
 /// What results.json has beside the recipe.
@@ -172,6 +197,7 @@ pub fn json(
         .map(|outcome| {
             json!({
                 "loss": outcome.loss.name(),
+                "settings": outcome.settings,
                 "seed": outcome.seed,
                 "test_accuracy": groups(&outcome.accuracy),
                 "test_angle_degrees": {
@@ -191,7 +217,7 @@ pub fn json(
         })
         .collect();
     let results = json!({
-        "format": 1,
+        "format": 2,
         "versions": {"candle-margin-loss": env!("CARGO_PKG_VERSION"), "candle-core": locked_version("candle-core"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH},
         "dataset": {
             "name": settings.dataset,
@@ -214,16 +240,8 @@ pub fn json(
             "epochs": recipe.epochs,
             "batch_size": recipe.batch_size,
             "optimizer": "AdamW",
-            "lr": recipe.lr,
             "weight_decay": recipe.weight_decay,
             "warmup_epochs": recipe.warmup_epochs,
-            "scale": recipe.losses.scale,
-            "k": recipe.losses.k,
-            "tau": recipe.losses.tau,
-            "arcface_margin": recipe.losses.arcface_margin,
-            "ldam_margin": recipe.losses.ldam_margin,
-            "beta": recipe.losses.beta,
-            "drw_epoch": recipe.losses.drw_epoch,
             "fisher_scatter": format!("{:?}", recipe.scatter).to_lowercase(),
             "fisher_shrinkage": recipe.shrinkage,
             "jobs": settings.jobs,

@@ -39,6 +39,8 @@ pub struct Symbol {
 pub struct Options {
     /// The classes' own long tail instead of an exponential one.
     pub natural: bool,
+    /// Symbols to leave out, those with most drawings first: what is chosen on other symbols than a test's is no choice on the test.
+    pub skip: usize,
     pub classes: usize,
     pub test_per_class: usize,
     pub imbalance_factor: f64,
@@ -142,6 +144,7 @@ pub fn dataset(mut symbols: Vec<Symbol>, options: &Options) -> Result<Dataset, D
     let mut rng = StdRng::seed_from_u64(options.seed);
     symbols.retain(|symbol| symbol.drawings.len() > test_per_class);
     symbols.sort_by_key(|symbol| std::cmp::Reverse(symbol.drawings.len()));
+    symbols.drain(..options.skip.min(symbols.len()));
     if natural {
         // Every k-th symbol from the largest to the smallest, so that a few classes too have the data's own tail.
         let all = symbols.len();

@@ -23,18 +23,24 @@ pub struct Recipe {
     pub features: usize,
     pub epochs: usize,
     pub batch_size: usize,
-    /// Peak learning rate: a linear warm-up, then cosine decay to 0.
-    pub lr: f64,
     pub weight_decay: f64,
     pub warmup_epochs: usize,
     pub scatter: Scatter,
     pub shrinkage: f64,
-    pub losses: LossSettings,
+}
+
+/// A loss and what it is trained with.
+#[derive(Debug, Clone, Copy)]
+pub struct Job {
+    pub loss: Loss,
+    pub settings: LossSettings,
+    pub seed: u64,
 }
 
 /// What a run measured.
 pub struct Outcome {
     pub loss: Loss,
+    pub settings: LossSettings,
     pub seed: u64,
     /// Of the test set, from 0 to 1.
     pub accuracy: ByGroup,
@@ -71,19 +77,13 @@ impl Tensors {
     }
 }
 
-/// Trains `loss` from `seed` and measures it on the test set. Same arguments, same numbers.
-pub fn run(
-    dataset: &Dataset,
-    tensors: &Tensors,
-    recipe: &Recipe,
-    loss: Loss,
-    seed: u64,
-    bar: &ProgressBar,
-) -> Result<Outcome> {
+/// Trains a loss from a seed and measures it on the test set. Same arguments, same numbers.
+pub fn run(dataset: &Dataset, tensors: &Tensors, recipe: &Recipe, job: Job, bar: &ProgressBar) -> Result<Outcome> {
+    let Job { loss, settings, seed } = job;
     let started = Instant::now();
     let device = tensors.test.device();
     let classes = dataset.counts.classes();
-    let schedule = loss.schedule(&dataset.counts, &recipe.losses)?;
+    let schedule = loss.schedule(&dataset.counts, &settings)?;
 
     let variables = VarMap::new();
     let vb = VarBuilder::from_varmap(&variables, DType::F32, device);
@@ -93,7 +93,7 @@ pub fn run(
     initialise(&variables, &mut StdRng::seed_from_u64(seed))?;
     let mut order = StdRng::seed_from_u64(seed ^ 0x6f72_6465_7200);
 
-    let params = ParamsAdamW { lr: recipe.lr, weight_decay: recipe.weight_decay, ..Default::default() };
+    let params = ParamsAdamW { lr: settings.lr, weight_decay: recipe.weight_decay, ..Default::default() };
     let mut optimizer = AdamW::new(variables.all_vars(), params)?;
 
     let samples = tensors.train_labels.elem_count();
@@ -108,7 +108,11 @@ pub fn run(
         shuffled.shuffle(&mut order);
         let (mut loss_sum, mut right, mut hard) = (0.0, 0.0, 0.0);
         for (batch, indices) in shuffled.chunks(recipe.batch_size).enumerate() {
-            optimizer.set_learning_rate(learning_rate(recipe, epoch as f64 + batch as f64 / batches as f64));
+            optimizer.set_learning_rate(learning_rate(
+                recipe,
+                settings.lr,
+                epoch as f64 + batch as f64 / batches as f64,
+            ));
             let rows = Tensor::from_slice(indices, indices.len(), device)?;
             let features = backbone.forward(&images.index_select(&rows, 0)?)?;
             let step = head.step(&features, &tensors.train_labels.index_select(&rows, 0)?)?;
@@ -134,6 +138,7 @@ pub fn run(
     let (accuracy, angles, separability) = evaluate(dataset, tensors, recipe, &backbone, &head)?;
     Ok(Outcome {
         loss,
+        settings,
         seed,
         accuracy,
         angles,
@@ -146,14 +151,14 @@ pub fn run(
     })
 }
 
-/// The learning rate at a time in epochs.
-fn learning_rate(recipe: &Recipe, time: f64) -> f64 {
+/// The learning rate at a time in epochs: a linear warm-up, then cosine decay to 0.
+fn learning_rate(recipe: &Recipe, lr: f64, time: f64) -> f64 {
     let warmup = recipe.warmup_epochs as f64;
     if time < warmup {
-        return recipe.lr * (time + 0.1) / (warmup + 0.1);
+        return lr * (time + 0.1) / (warmup + 0.1);
     }
     let progress = (time - warmup) / (recipe.epochs as f64 - warmup);
-    recipe.lr * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+    lr * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
 }
 
 /// Accuracy, target angles in degrees and Fisher separability of normalised features, of the test set.

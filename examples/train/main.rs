@@ -24,6 +24,8 @@ mod paper;
 mod photos;
 mod resnet;
 mod results;
+// The example `experiments` takes features, too.
+#[allow(dead_code)]
 mod run;
 mod sgd;
 
@@ -470,6 +472,7 @@ fn load(arguments: &Arguments) -> Result<(Dataset, Images)> {
             println!("{}", strokes::ATTRIBUTION);
             let options = strokes::Options {
                 natural: false,
+                skip: 0,
                 classes: arguments.classes,
                 test_per_class: 10,
                 imbalance_factor,

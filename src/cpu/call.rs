@@ -16,6 +16,10 @@ pub(super) struct Call<'a, X: Element, W> {
     pub n: usize,
     pub c: usize,
     pub d: usize,
+    /// The class of W's first row: 0, or where a shard's classes begin. Classes below are counted from it, labels are not.
+    pub first: usize,
+    /// Which rows of W take part, where they are not all: classes below are counted in it
+    pub index: Option<&'a [u32]>,
     /// X (N, D)
     pub x: Rows<'a, X>,
     /// W (C, D)
@@ -62,7 +66,21 @@ where
         let largest = params.scale + (c as f64).ln(); // the largest b_j is 0
         let smallest = params.log_prior.iter().fold(0.0, |least: f64, &b| least.min(b)) - params.scale;
         let bounded = largest.max(-smallest) < -X::Acc::LOWEST - 3.0;
-        Self { params, targets, n, c, d, x, w, operands, plan, arch: Instructions::new(), bounded }
+        Self {
+            params,
+            targets,
+            n,
+            c,
+            d,
+            first: problem.first,
+            index: problem.index,
+            x,
+            w,
+            operands,
+            plan,
+            arch: Instructions::new(),
+            bounded,
+        }
     }
 
     /// Does each piece of work, side by side where the problem is worth waking threads for.
@@ -74,8 +92,23 @@ where
         }
     }
 
+    /// A row of W that takes part to its class of all.
+    #[inline(always)]
+    pub fn class_of(&self, row: usize) -> usize {
+        self.first + self.index.map_or(row, |index| index[row] as usize)
+    }
+
+    /// A class of all to the row of W that takes part, where it does.
+    pub fn row_of(&self, class: u32) -> Option<u32> {
+        let row = class.checked_sub(self.first as u32)?;
+        match self.index {
+            None => ((row as usize) < self.c).then_some(row),
+            Some(index) => index.binary_search(&row).ok().map(|at| at as u32),
+        }
+    }
+
     #[inline(always)]
     pub fn logit(&self, class: usize) -> Logit<X::Acc> {
-        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[class]) }
+        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[self.class_of(class)]) }
     }
 }

@@ -19,8 +19,13 @@ pub(super) trait Engine<X: Element, W: Element<Acc = X::Acc>> {
 
     fn operands() -> Operands;
 
-    /// Step 1: a block's rows as right operands, in `memory`, of what [`operands`](Self::operands) says.
-    fn load<'b>(call: &Call<X, W>, rows: &'b [TargetRow], memory: &'b mut [X::Acc]) -> Block<'b, X::Acc>;
+    /// Step 1: a block's rows as right operands, in `memory`, of what [`operands`](Self::operands) says; that of dW where gradients are wanted.
+    fn load<'b>(
+        call: &Call<X, W>,
+        rows: &'b [TargetRow],
+        memory: &'b mut [X::Acc],
+        gradients: bool,
+    ) -> Block<'b, X::Acc>;
 
     /// Step 2: a tile's products, W·X̂ᵀ (classes, R), which σ makes cosines; its norms; and, but for f64, the (row of the block, c_iy) of its
     /// targets where they are asked for.

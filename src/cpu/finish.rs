@@ -4,6 +4,7 @@ use super::call::Call;
 use super::numeric::{Element, Real};
 use super::statistics::Accumulated;
 use crate::margin::RowMargin;
+use crate::options::Params;
 use crate::problem::TargetRow;
 
 /// What is known of a row that is not ignored: its loss, and enough for its gradient.
@@ -34,31 +35,38 @@ where
 {
     /// The states of a block's rows from their targets' cosines (R), once all classes are folded.
     pub fn finish(&self, all: &Accumulated, targets: &[f64], rows: &[TargetRow]) -> impl Iterator<Item = RowState> {
-        let params = self.params;
-        let alpha = params.label_smoothing;
-        let prior_sum: f64 = if alpha > 0.0 { params.log_prior.iter().sum() } else { 0.0 };
-        rows.iter().enumerate().map(move |(i, target)| {
-            let y = target.class as usize;
-            let (cosine, predicted) = (targets[i], all.best_class[i]);
-            let hard = predicted != target.class; // eq. (9)
-            let own = RowMargin {
-                angular: params.angular[y],
-                alpha: target.alpha,
-                additive: params.additive[y] + target.beta,
-            };
-            let margin = params.rule.target(cosine, own, hard, X::Acc::SIN_FLOOR);
-            let z_y = params.scale * margin.psi + params.log_prior[y];
-            let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
-            let (mut loss, slope) = params.row_loss.at(log_sum - z_y); // eqs. (5), (10), (11)
-            if alpha > 0.0 {
-                let others = params.scale * all.total[i] + (prior_sum - params.log_prior[y]);
-                loss += alpha * (z_y - (others + z_y) / params.classes as f64);
-            }
-            let loss = target.weight * loss;
-            // ∂ℓ/∂ψ = ω·s·q_y
-            let by_psi = target.weight * params.scale * (alpha * (1.0 - 1.0 / params.classes as f64) - slope);
-            let margin_slopes = [by_psi * margin.dalpha, -by_psi];
-            RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, slope, margin_slopes }
-        })
+        finish(self.params, X::Acc::SIN_FLOOR, all, targets, rows)
     }
+}
+
+/// The states of rows from their statistics over all classes and their targets' cosines, (R) each.
+pub(super) fn finish(
+    params: &Params,
+    sin_floor: f64,
+    all: &Accumulated,
+    targets: &[f64],
+    rows: &[TargetRow],
+) -> impl Iterator<Item = RowState> {
+    let alpha = params.label_smoothing;
+    let prior_sum: f64 = if alpha > 0.0 { params.log_prior.iter().sum() } else { 0.0 };
+    rows.iter().enumerate().map(move |(i, target)| {
+        let y = target.class as usize;
+        let (cosine, predicted) = (targets[i], all.best_class[i]);
+        let hard = predicted != target.class; // eq. (9)
+        let own =
+            RowMargin { angular: params.angular[y], alpha: target.alpha, additive: params.additive[y] + target.beta };
+        let margin = params.rule.target(cosine, own, hard, sin_floor);
+        let z_y = params.scale * margin.psi + params.log_prior[y];
+        let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
+        let (mut loss, slope) = params.row_loss.at(log_sum - z_y); // eqs. (5), (10), (11)
+        if alpha > 0.0 {
+            let others = params.scale * all.total[i] + (prior_sum - params.log_prior[y]);
+            loss += alpha * (z_y - (others + z_y) / params.classes as f64);
+        }
+        let loss = target.weight * loss;
+        // ∂ℓ/∂ψ = ω·s·q_y
+        let by_psi = target.weight * params.scale * (alpha * (1.0 - 1.0 / params.classes as f64) - slope);
+        let margin_slopes = [by_psi * margin.dalpha, -by_psi];
+        RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, slope, margin_slopes }
+    })
 }

@@ -34,7 +34,7 @@ where
         if W::as_acc(&[]).is_some() { Operands::Own } else { Operands::Widened }
     }
 
-    fn load<'b>(call: &Call<X, W>, rows: &'b [TargetRow], memory: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
+    fn load<'b>(call: &Call<X, W>, rows: &'b [TargetRow], memory: &'b mut [X::Acc], _: bool) -> Block<'b, X::Acc> {
         call.load_unit(rows, memory)
     }
 

@@ -7,7 +7,7 @@ use super::finish::RowState;
 use super::load::{Block, take_class};
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
-use super::vector::{LANES, load, map, store, sum, zip};
+use super::vector::{LANES, load, store, sum};
 
 /// What g_ij = factor_i·exp(z_ij − log_sum_i) − uniform_i takes of a row, j ≠ y. Each (R).
 #[derive(Debug, Clone)]
@@ -157,7 +157,7 @@ fn gradients<T: Real>(
     class_dot
 }
 
-/// [`gradients`] of LANES rows; adds g·c to `row_dots` and to `dots`.
+/// [`gradients`] of LANES rows; adds g·c to `row_dots` and to `dots`. One loop: of one a step the compiler makes vectors of two.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn gradients_of_lanes<T: Real>(
@@ -170,11 +170,12 @@ fn gradients_of_lanes<T: Real>(
     row_dots: &mut [T; LANES],
     dots: &mut [T; LANES],
 ) {
-    let z = zip(*c, *log_sum, |c, log_sum| logit.of(c) - log_sum);
-    let p = zip(*factor, map(z, T::exp), |factor, e| factor * e);
-    let g = zip(p, *uniform, |p, uniform| p - uniform);
-    let dot = zip(g, *c, |g, c| g * c);
-    *row_dots = zip(*row_dots, dot, |sum, dot| sum + dot);
-    *dots = zip(*dots, dot, |sum, dot| sum + dot);
-    *c = map(g, |g| g * sigma);
+    for l in 0..LANES {
+        let p = factor[l] * (logit.of(c[l]) - log_sum[l]).exp();
+        let g = p - uniform[l];
+        let dot = g * c[l];
+        row_dots[l] += dot;
+        dots[l] += dot;
+        c[l] = g * sigma;
+    }
 }

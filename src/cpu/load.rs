@@ -22,20 +22,20 @@ pub(super) struct Block<'b, T> {
     /// What rows of these operands lack to be x̂, (R); nothing where they lack nothing
     pub scales: Vec<T>,
     pub norms: Vec<Norm>,
-    /// (class, row of the block), sorted
+    /// (class, row of the block), sorted; of the rows whose target is a row of W
     by_class: Vec<(u32, u32)>,
 }
 
 impl<'b, T> Block<'b, T> {
     pub fn new(
         rows: &'b [TargetRow],
-        classes: usize,
+        by_class: Vec<(u32, u32)>,
         unit: &'b [T],
         unit_t: &'b [T],
         scales: Vec<T>,
         norms: Vec<Norm>,
     ) -> Self {
-        Self { rows, unit, unit_t, scales, norms, by_class: by_class(rows, classes) }
+        Self { rows, unit, unit_t, scales, norms, by_class }
     }
 
     /// The rows whose targets are in `classes`, by class.
@@ -55,9 +55,9 @@ pub(super) fn take_class<'t>(targets: &mut &'t [(u32, u32)], class: u32) -> &'t 
     taken
 }
 
-/// (class, row of the block) of rows, sorted.
-fn by_class(rows: &[TargetRow], classes: usize) -> Vec<(u32, u32)> {
-    let pairs = rows.iter().zip(0..).map(|(target, row)| (target.class, row));
+/// (row of W, row of the block) of the rows whose target takes part; sorted. `row_of` is a class's row of W, of `classes`.
+fn by_class(rows: &[TargetRow], classes: usize, row_of: impl Fn(u32) -> Option<u32> + Clone) -> Vec<(u32, u32)> {
+    let pairs = rows.iter().zip(0..).filter_map(|(target, row)| Some((row_of(target.class)?, row)));
     if classes > rows.len() {
         let mut pairs: Vec<_> = pairs.collect();
         pairs.sort_unstable();
@@ -65,11 +65,11 @@ fn by_class(rows: &[TargetRow], classes: usize) -> Vec<(u32, u32)> {
     }
     // By counting: the places of a class begin where those of the classes before it end.
     let mut places = vec![0; classes + 1];
-    rows.iter().for_each(|target| places[target.class as usize + 1] += 1);
+    pairs.clone().for_each(|(class, _)| places[class as usize + 1] += 1);
     for class in 0..classes {
         places[class + 1] += places[class];
     }
-    let mut sorted = vec![(0, 0); rows.len()];
+    let mut sorted = vec![(0, 0); places[classes]];
     for pair in pairs {
         let place = &mut places[pair.0 as usize];
         sorted[*place] = pair;
@@ -97,6 +97,11 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
+    /// (row of W, row of the block) of a block's targets.
+    pub fn by_class(&self, rows: &[TargetRow]) -> Vec<(u32, u32)> {
+        by_class(rows, self.c, |class| self.row_of(class))
+    }
+
     /// Step 1: X̂ of a block's rows, and X̂ᵀ: `gemm` packs a left operand whose columns are not contiguous, and with X̂ it would pack all
     /// of it for every tile of W (a quarter of the cosines' time at 256 classes a tile).
     pub fn load_unit<'b>(&self, rows: &'b [TargetRow], unit: &'b mut [X::Acc]) -> Block<'b, X::Acc> {
@@ -133,7 +138,7 @@ where
                 }
             }
         });
-        Block::new(rows, self.c, unit, unit_t, Vec::new(), norms)
+        Block::new(rows, self.by_class(rows), unit, unit_t, Vec::new(), norms)
     }
 
     /// A tile of W: its own rows where they are of the accumulation type and short enough for products, else a copy in `scratch`.

@@ -20,6 +20,7 @@
 mod call;
 mod contract;
 mod cosines;
+mod dispatch;
 mod engine;
 mod finish;
 mod gemm;
@@ -32,6 +33,7 @@ mod pairs;
 mod plan;
 mod product;
 mod scale;
+mod shard;
 mod statistics;
 mod vector;
 mod view;
@@ -39,28 +41,28 @@ mod workspace;
 
 use std::ops::Range;
 
-use candle_core::DType::{BF16, F16, F32, F64};
-use candle_core::Storage;
-use half::{bf16, f16};
+use candle_core::{Tensor, WithDType};
 use rayon::prelude::*;
 
 pub(crate) use finish::RowState;
 pub(crate) use scale::scale_gradients;
-pub(crate) use view::new_gradient;
+pub(crate) use shard::{finish_rows, statistics};
+pub(crate) use statistics::RowStatistics;
+pub(crate) use view::{new_gradient, with_f32};
 pub(crate) use workspace::WorkspacePool;
 
 use crate::error::{Error, Result};
 use crate::problem::{Gradients, Problem, TargetRow, Targets};
 use call::Call;
 use contract::FeatureSink;
+use dispatch::{by_types, with_call};
 use engine::{Engine, WeightSink};
-use gemm::Gemm;
 use load::Block;
 use norm::Norm;
 use numeric::{Element, Real};
-use pairs::Pairs;
+use plan::ranges;
 use statistics::Accumulated;
-use view::{Rows, with_slices};
+use view::with_slices;
 
 /// What a call computes.
 #[derive(Debug, Clone, Copy)]
@@ -81,16 +83,7 @@ pub(crate) fn run(
     pass: Pass,
     out: Gradients,
 ) -> Result<Vec<RowState>> {
-    match (problem.features.dtype(), problem.weight.dtype()) {
-        (F64, F64) => typed::<f64, f64, Gemm>(problem, workspace, targets, pass, out),
-        (F32, F32) => typed::<f32, f32, Gemm>(problem, workspace, targets, pass, out),
-        (F16, F16) => typed::<f16, f16, Gemm>(problem, workspace, targets, pass, out),
-        (F16, F32) => typed::<f16, f32, Gemm>(problem, workspace, targets, pass, out),
-        (BF16, BF16) if Pairs::available() => typed::<bf16, bf16, Pairs>(problem, workspace, targets, pass, out),
-        (BF16, BF16) => typed::<bf16, bf16, Gemm>(problem, workspace, targets, pass, out),
-        (BF16, F32) => typed::<bf16, f32, Gemm>(problem, workspace, targets, pass, out),
-        (x, w) => Err(Error::Input(format!("features X are {} and weight W is {}", x.as_str(), w.as_str()))),
-    }
+    by_types!(problem, typed(problem, workspace, targets, pass, out))
 }
 
 fn typed<X, W, P>(
@@ -105,22 +98,22 @@ where
     W: Element<Acc = X::Acc>,
     P: Engine<X, W>,
 {
-    let (x_storage, x_layout) = problem.features.storage_and_layout();
-    let (w_storage, w_layout) = problem.weight.storage_and_layout();
-    let (Storage::Cpu(x), Storage::Cpu(w)) = (&*x_storage, &*w_storage) else {
-        return Err(Error::Input("the CPU path was given a tensor of another device".into()));
-    };
-    let x = Rows::new(X::cpu_storage_as_slice(x)?, x_layout);
-    let w = Rows::new(W::cpu_storage_as_slice(w)?, w_layout);
-    let call = Call::new(problem, targets, x, w, P::operands());
-    // A half type's gradients are of its own, or f32 to be rounded later.
-    if out.are_of(problem) {
-        with_slices(out, |dx: Option<&mut [X]>, dw: Option<&mut [W]>| call.run::<P, _, _>(workspace, pass, dx, dw))
-    } else {
-        with_slices(out, |dx: Option<&mut [X::Acc]>, dw: Option<&mut [X::Acc]>| {
-            call.run::<P, _, _>(workspace, pass, dx, dw)
-        })
-    }
+    with_call::<X, W, P, _>(problem, targets, |call| {
+        // A half type's gradients are of its own, or f32 to be rounded later.
+        let wide = |gradient: Option<&Tensor>| gradient.is_none_or(|gradient| gradient.dtype() == X::Acc::DTYPE);
+        if out.are_of(problem) {
+            with_slices(out, |dx: Option<&mut [X]>, dw: Option<&mut [W]>| call.run::<P, _, _>(workspace, pass, dx, dw))
+        } else if wide(out.weight) {
+            with_slices(out, |dx: Option<&mut [X::Acc]>, dw: Option<&mut [X::Acc]>| {
+                call.run::<P, _, _>(workspace, pass, dx, dw)
+            })
+        } else {
+            // A shard's: its part of dX is to be summed, its dW is whole.
+            with_slices(out, |dx: Option<&mut [X::Acc]>, dw: Option<&mut [W]>| {
+                call.run::<P, _, _>(workspace, pass, dx, dw)
+            })
+        }
+    })
 }
 
 /// What a call works in.
@@ -267,7 +260,7 @@ where
         let Memory { cosines, unit, sums, norms } = memory;
         let several = all.len() > plan.rows;
         for (index, rows) in all.chunks(plan.rows).enumerate() {
-            let block = P::load(self, rows, unit);
+            let block = P::load(self, rows, unit, !matches!(pass, Pass::Loss));
             let mut made = false; // whether the cosines of all classes are there
             let of_block = index * plan.rows;
             let mut targets = vec![0.0; rows.len()];
@@ -352,7 +345,7 @@ where
         for range in ranges(self.c, plan.range.min(sums.len() / d).max(1)) {
             let sums = &mut sums[..range.len() * d];
             for (index, rows) in self.targets.rows.chunks(plan.rows).enumerate() {
-                let block = P::load(self, rows, unit);
+                let block = P::load(self, rows, unit, true);
                 let constants = self.constants(&block, &states[index * plan.rows..], upstream);
                 self.cosines::<P>(&block, range.clone(), cosines, norms, None, None);
                 let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
@@ -362,9 +355,4 @@ where
             DW::narrow_slice(sums, &mut dw[range.start * d..range.end * d]);
         }
     }
-}
-
-/// 0..c in ranges of `size`.
-fn ranges(c: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..c).step_by(size).map(move |start| start..(start + size).min(c))
 }

@@ -1,5 +1,7 @@
 //! How a problem is cut into pieces that fit the caches and the workspace: a pure function of the sizes, never of the threads.
 
+use std::ops::Range;
+
 /// Most rows worked on at once: their share of a sweep over W is small by then.
 const MOST_ROWS: usize = 1024;
 /// Elements of X̂ worked on at once, so that they stay in the second-level cache beside a tile of W.
@@ -14,7 +16,7 @@ const MOST_TILE_CLASSES: usize = 512;
 const MOST_LANES: usize = 32;
 /// Fewest rows of a part; and it has no fewer than there are classes, so that its X is no less than its dW.
 const FEWEST_PART_ROWS: usize = 256;
-/// Classes that make another lane worth its partial dX.
+/// Classes that make another lane worth its partial dX; of pairs, whose tiles are small anyway, half as many.
 const LANE_CLASSES: usize = 256;
 /// Multiply-adds below which a problem is not worth waking threads for.
 const SEQUENTIAL_WORK: usize = 1 << 20;
@@ -22,8 +24,9 @@ const SEQUENTIAL_WORK: usize = 1 << 20;
 const NORM_ELEMENTS: usize = 6;
 /// What a row of a block takes beside its vectors and cosines, in elements of f32.
 const ROW_ELEMENTS: usize = 32;
-/// What `gemm` packs its operands into, beside the workspace, is left this share of the budget.
+/// What `gemm` packs its operands into, beside the workspace, is left this share of the budget; pairs are packed within the workspace, and leave less.
 const PACKING_SHARE: usize = 6;
+const PAIRS_SHARE: usize = 16;
 
 /// What products take beside the cosines, in elements of the accumulation type: the right operands of a block's R rows, and of a lane of tiles of T
 /// classes its sum of dX and copies.
@@ -39,6 +42,11 @@ pub(super) enum Operands {
 }
 
 impl Operands {
+    /// Where W's rows cannot be read as they are.
+    pub fn copied(self) -> Self {
+        if self == Self::Own { Self::Widened } else { self }
+    }
+
     /// Of a block.
     pub fn block(self, rows: usize, d: usize) -> usize {
         match self {
@@ -74,6 +82,16 @@ impl Operands {
             Self::Own | Self::Widened => 3 * d,
             Self::Pairs => 3 * d + classes.div_ceil(2) + 24,
         }
+    }
+
+    /// Classes that make another lane worth its partial dX.
+    fn lane_classes(self) -> usize {
+        if self == Self::Pairs { LANE_CLASSES / 2 } else { LANE_CLASSES }
+    }
+
+    /// The share of the budget that is left to what the workspace does not count.
+    fn share(self) -> usize {
+        if self == Self::Pairs { PAIRS_SHARE } else { PACKING_SHARE }
     }
 
     /// Most classes of a tile, and most of its elements.
@@ -116,7 +134,7 @@ pub(super) struct Plan {
 impl Plan {
     /// For N (at least 1) rows that count, C classes, D dimensions, elements of `element` bytes and a workspace of `budget` bytes.
     pub fn new(n: usize, c: usize, d: usize, element: usize, budget: usize, operands: Operands) -> Self {
-        let elements = (budget - budget / PACKING_SHARE) / element;
+        let elements = (budget - budget / operands.share()) / element;
         let mut rows = n.min(MOST_ROWS).min((BLOCK_ELEMENTS / d).max(FEWEST_ROWS));
         // The right operands and at least one lane's dX, in half of the budget.
         rows = rows.min((elements / 2 / (3 * d)).max(1));
@@ -128,11 +146,14 @@ impl Plan {
         let per_row = |classes: usize| classes.saturating_add(5 * classes.div_ceil(tile));
         let of_block = operands.block(rows, d) + operands.block_copies(rows, d);
         let spare = elements.saturating_sub(of_block);
+        // A power of two: 3 lanes on two threads take the time of 4.
+        let whole_powers = |lanes: usize| 1 << lanes.ilog2();
         let wanted = if rows.saturating_mul(c).saturating_mul(d) < SEQUENTIAL_WORK {
             1
         } else {
-            (c / LANE_CLASSES).clamp((c / 16).clamp(1, 4), MOST_LANES)
+            c.div_ceil(operands.lane_classes()).clamp((c / 16).clamp(1, 4), MOST_LANES)
         };
+        let wanted = whole_powers(wanted);
         let whole = rows.saturating_mul(per_row(c));
         if let Some(plan) = Self::of_parts(n, c, d, elements, tile, wanted, operands) {
             return plan;
@@ -140,10 +161,10 @@ impl Plan {
         let (lanes, range);
         if whole.saturating_add(wanted.min(2) * per_lane) <= spare {
             // All classes at once, with as many lanes as the rest affords.
-            lanes = wanted.min((spare - whole) / per_lane);
+            lanes = whole_powers(wanted.min((spare - whole) / per_lane));
             range = c;
         } else {
-            lanes = wanted.min((elements / 4 / per_lane).max(1));
+            lanes = whole_powers(wanted.min((elements / 4 / per_lane).max(1)));
             let left = spare.saturating_sub(lanes * per_lane).max(tile);
             let fitting = left / per_row(c);
             rows = rows.min(fitting.max(FEWEST_ROWS));
@@ -187,6 +208,11 @@ impl Plan {
         let weight = if self.parts > 1 { c * d } else { 0 };
         self.rows * self.range + operands.block(self.rows, d) + self.lanes * self.rows * d + weight
     }
+}
+
+/// 0..c in ranges of `size`.
+pub(super) fn ranges(c: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..c).step_by(size).map(move |start| start..(start + size).min(c))
 }
 
 #[cfg(test)]
@@ -250,5 +276,64 @@ mod tests {
                 assert_eq!(plan.lanes == 1, c == 100, "{plan:?}");
             }
         }
+    }
+
+    /// Multiply-adds of a step's products on `threads` threads, the longest thread's: pieces that may run side by side go to whoever is free, and
+    /// all wait for the last one at the end of each.
+    fn longest(n: usize, c: usize, d: usize, operands: Operands, threads: usize) -> f64 {
+        let plan = Plan::new(n, c, d, 4, 64 * MIB, operands);
+        let chunks = |whole: usize, size: usize| {
+            let start_of = (0..whole).step_by(size);
+            start_of.map(move |start| (whole - start).min(size)).collect::<Vec<_>>()
+        };
+        let dealt = |pieces: Vec<f64>| {
+            let mut busy = vec![0.0; threads];
+            for piece in pieces {
+                let first = busy.iter_mut().min_by(|a: &&mut f64, b| a.total_cmp(b)).expect("a thread");
+                *first += piece;
+            }
+            busy.into_iter().fold(0.0, f64::max)
+        };
+        // dW of a half type over several blocks of rows takes a sweep of its own, with the cosines made again.
+        let again = n > plan.rows && plan.parts == 1 && operands != Operands::Own;
+        if plan.parts > 1 {
+            return dealt(chunks(n, plan.part).into_iter().map(|rows| 3.0 * (rows * c * d) as f64).collect());
+        }
+        let mut sum = 0.0;
+        for rows in chunks(n, plan.rows) {
+            for range in chunks(c, plan.range) {
+                let products = if again { 4.0 } else { 3.0 } + if plan.range < c { 1.0 } else { 0.0 };
+                sum +=
+                    dealt(chunks(range, plan.lane).into_iter().map(|of| products * (of * rows * d) as f64).collect());
+            }
+        }
+        sum
+    }
+
+    /// benches/scaling.md is what this writes.
+    #[test]
+    fn scales_as_recorded() {
+        let mut found = String::new();
+        for (n, c, d) in [
+            (64, 100, 64),
+            (128, 1000, 512),
+            (256, 1000, 2048),
+            (256, 8142, 2048),
+            (1024, 10_000, 512),
+            (100_000, 2, 128),
+            (100_000, 100, 128),
+            (100_000, 1000, 128),
+        ] {
+            for (name, operands) in [("f32", Operands::Own), ("bf16", Operands::Pairs)] {
+                let plan = Plan::new(n, c, d, 4, 64 * MIB, operands);
+                let one = longest(n, c, d, operands, 1);
+                let times = [2, 8, 32, 64].map(|threads| format!("{:.1}", one / longest(n, c, d, operands, threads)));
+                let blocks = plan.part.div_ceil(plan.rows);
+                let of_plan = format!("{} | {blocks} | {}", plan.parts, plan.lanes);
+                found += &format!("| {n}, {c}, {d} | {name} | {of_plan} | {} |\n", times.join(" | "));
+            }
+        }
+        let recorded = include_str!("../../benches/scaling.md");
+        assert!(recorded.ends_with(&format!("|--:|\n{found}")), "benches/scaling.md is to end with\n{found}");
     }
 }

@@ -9,7 +9,7 @@ use super::call::{Call, Logit};
 use super::load::{Block, take_class};
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
-use super::vector::{self, LANES, load, map, store, zip};
+use super::vector::{self, LANES, load, store};
 
 /// Per row, over the non-target classes of one tile: what the tiles of all classes fold into a log-sum. Each (R).
 #[derive(Debug)]
@@ -73,25 +73,93 @@ impl Accumulated {
         }
     }
 
+    /// Of rows that are folded already.
+    pub fn of(rows: &[RowStatistics]) -> Self {
+        Self {
+            max: rows.iter().map(|row| row.max).collect(),
+            sum: rows.iter().map(|row| row.sum).collect(),
+            total: rows.iter().map(|row| row.total).collect(),
+            best: rows.iter().map(|row| row.best).collect(),
+            best_class: rows.iter().map(|row| row.best_class).collect(),
+        }
+    }
+
+    /// A row's, with its best class of all, and its target's cosine.
+    pub fn row(&self, i: usize, class_of: impl Fn(usize) -> usize, target: f64) -> RowStatistics {
+        RowStatistics {
+            max: self.max[i],
+            sum: self.sum[i],
+            total: self.total[i],
+            best: self.best[i],
+            best_class: class_of(self.best_class[i] as usize) as u32,
+            target,
+        }
+    }
+
     /// Adds the statistics of the next tile; tiles come by rising class.
     pub fn fold<T: Real>(&mut self, tile: &Statistics<T>) {
         for i in 0..self.max.len() {
-            let (max, sum) = (tile.max[i].f64(), tile.sum[i].f64());
-            if max == self.max[i] || max == f64::NEG_INFINITY {
-                // −∞: no non-target in the tile (0), or NaN: (−∞) − (−∞) is not to be formed.
-                self.sum[i] += sum;
-            } else if max > self.max[i] {
-                self.sum[i] = self.sum[i] * (self.max[i] - max).exp() + sum;
-                self.max[i] = max;
-            } else {
-                self.sum[i] += sum * (max - self.max[i]).exp();
-            }
+            let next = (tile.max[i].f64(), tile.sum[i].f64());
+            (self.max[i], self.sum[i]) = add_exponentials((self.max[i], self.sum[i]), next);
             self.total[i] += tile.total[i].f64();
             let best = tile.best[i].f64();
             if best > self.best[i] {
                 (self.best[i], self.best_class[i]) = (best, tile.best_class[i]);
             }
         }
+    }
+}
+
+/// A row's statistics over some of the classes: [`Accumulated`], with classes counted from the first of all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RowStatistics {
+    /// max_{j≠y} z, or 0 where no maximum is needed
+    pub max: f64,
+    /// Σ_{j≠y} exp(z − max)
+    pub sum: f64,
+    /// Σ_{j≠y} c, where labels are smoothed
+    pub total: f64,
+    /// max c, the target included
+    pub best: f64,
+    /// its class, the lowest at a tie
+    pub best_class: u32,
+    /// c_iy, where y is among them, else ∞
+    pub target: f64,
+}
+
+impl RowStatistics {
+    /// Those of no class.
+    pub const EMPTY: Self = Self {
+        max: f64::NEG_INFINITY,
+        sum: 0.0,
+        total: 0.0,
+        best: f64::NEG_INFINITY,
+        best_class: 0,
+        target: f64::INFINITY,
+    };
+
+    /// Adds the statistics of the next classes.
+    pub fn fold(&mut self, next: &Self) {
+        (self.max, self.sum) = add_exponentials((self.max, self.sum), (next.max, next.sum));
+        self.total += next.total;
+        if next.best > self.best {
+            (self.best, self.best_class) = (next.best, next.best_class);
+        }
+        if next.target != f64::INFINITY {
+            self.target = next.target;
+        }
+    }
+}
+
+/// Two sums of exponentials, each over e^max, as one: (max, Σ).
+pub(super) fn add_exponentials((max, sum): (f64, f64), (next_max, next_sum): (f64, f64)) -> (f64, f64) {
+    if next_max == max || next_max == f64::NEG_INFINITY {
+        // −∞: no non-target there (0), or NaN: (−∞) − (−∞) is not to be formed.
+        (max, sum + next_sum)
+    } else if next_max > max {
+        (next_max, sum * (max - next_max).exp() + next_sum)
+    } else {
+        (max, sum + next_sum * (next_max - max).exp())
     }
 }
 
@@ -216,7 +284,7 @@ fn sums<T: Real>(
     }
 }
 
-/// [`sums`] of LANES rows.
+/// [`sums`] of LANES rows. One loop, from copies to new values: of one a step the compiler makes vectors of two, of one in place branches.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn sums_of_lanes<T: Real>(
@@ -229,15 +297,18 @@ fn sums_of_lanes<T: Real>(
     best: &mut [T; LANES],
     best_class: &mut [u32; LANES],
 ) {
-    *c = map(*c, |product| cosine(product, sigma));
-    let z = zip(*c, *max, |c, max| logit.of(c) - max);
-    *sum = zip(*sum, map(z, T::exp), |sum, e| sum + e);
+    let (products, max, sums, bests, classes) = (*c, *max, *sum, *best, *best_class);
+    let (mut new_c, mut new_sum, mut new_best) = ([T::ZERO; LANES], [T::ZERO; LANES], [T::ZERO; LANES]);
+    let mut new_class = [0; LANES];
     for l in 0..LANES {
-        // By a mask, not `if`: of two selects by one condition the compiler makes a branch.
-        let better = 0u32.wrapping_sub(u32::from(c[l] > best[l]));
-        best_class[l] = (class & better) | (best_class[l] & !better);
+        let cosine = cosine(products[l], sigma);
+        let better = cosine > bests[l];
+        new_c[l] = cosine;
+        new_sum[l] = sums[l] + (logit.of(cosine) - max[l]).exp();
+        new_best[l] = if better { cosine } else { bests[l] };
+        new_class[l] = if better { class } else { classes[l] };
     }
-    *best = zip(*c, *best, |c, best| if c > best { c } else { best });
+    (*c, *sum, *best, *best_class) = (new_c, new_sum, new_best, new_class);
 }
 
 #[cfg(test)]

@@ -35,22 +35,6 @@ pub(super) fn store<T: Copy>(out: &mut [T], values: [T; LANES]) {
     }
 }
 
-#[inline(always)]
-pub(super) fn map<T: Copy>(mut a: [T; LANES], f: impl Fn(T) -> T) -> [T; LANES] {
-    for value in &mut a {
-        *value = f(*value);
-    }
-    a
-}
-
-#[inline(always)]
-pub(super) fn zip<T: Copy>(mut a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> T) -> [T; LANES] {
-    for (a, b) in a.iter_mut().zip(b) {
-        *a = f(*a, b);
-    }
-    a
-}
-
 /// Σ, by halves.
 #[inline(always)]
 pub(super) fn sum<T: Real>(mut a: [T; LANES]) -> T {
@@ -93,20 +77,26 @@ pub(super) fn scale<T: Real>(out: &mut [T], factor: T) {
 /// Σ v²
 #[inline(always)]
 pub(super) fn sum_of_squares<T: Real>(values: &[T]) -> T {
-    let mut sums = [[T::ZERO; LANES]; 4];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    let (fours, whole) = whole.as_chunks::<4>();
-    for four in fours {
-        for (sum, v) in sums.iter_mut().zip(four) {
-            *sum = zip(*sum, *v, |sum, v| v.mul_add(v, sum));
+    const FOUR: usize = 4 * LANES;
+    let mut sums = [T::ZERO; FOUR];
+    let (fours, rest) = values.as_chunks::<FOUR>();
+    for v in fours {
+        for l in 0..FOUR {
+            sums[l] = v[l].mul_add(v[l], sums[l]);
         }
     }
+    let (whole, rest) = rest.as_chunks::<LANES>();
     for v in whole {
-        sums[0] = zip(sums[0], *v, |sum, v| v.mul_add(v, sum));
+        for l in 0..LANES {
+            sums[l] = v[l].mul_add(v[l], sums[l]);
+        }
     }
-    sums[1] = zip(sums[1], load(rest), |sum, v| v.mul_add(v, sum));
-    let add = |a, b| zip(a, b, |a, b| a + b);
-    sum(add(add(sums[0], sums[1]), add(sums[2], sums[3])))
+    let (rest, mut all) = (load(rest), [T::ZERO; LANES]);
+    for l in 0..LANES {
+        let second = rest[l].mul_add(rest[l], sums[LANES + l]);
+        all[l] = (sums[l] + second) + (sums[2 * LANES + l] + sums[3 * LANES + l]);
+    }
+    sum(all)
 }
 
 /// Σ a², Σ b² and Σ a·b, in f64

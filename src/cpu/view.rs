@@ -18,6 +18,8 @@ pub(super) struct Rows<'a, E> {
     cols: usize,
     row_stride: usize,
     col_stride: usize,
+    /// Which of the tensor's rows they are, where they are not all
+    index: Option<&'a [u32]>,
 }
 
 impl<'a, E: Element> Rows<'a, E> {
@@ -29,12 +31,19 @@ impl<'a, E: Element> Rows<'a, E> {
             cols: layout.dims()[1],
             row_stride: stride[0],
             col_stride: stride[1],
+            index: None,
         }
+    }
+
+    /// Those of them that `index` names.
+    pub fn of_index(self, index: Option<&'a [u32]>) -> Self {
+        Self { index, ..self }
     }
 
     /// Widens row `row` into `out`.
     #[inline(always)]
     pub fn widen_row(&self, row: usize, out: &mut [E::Acc]) {
+        let row = self.index.map_or(row, |index| index[row] as usize);
         let start = self.offset + row * self.row_stride;
         if self.col_stride == 1 {
             E::widen_slice(&self.data[start..start + self.cols], out);
@@ -47,7 +56,8 @@ impl<'a, E: Element> Rows<'a, E> {
 
     /// Rows from `row` on, where their elements lie side by side: (slice, row stride).
     pub fn side_by_side(&self, row: usize) -> Option<(&'a [E], usize)> {
-        (self.col_stride == 1).then(|| (&self.data[self.offset + row * self.row_stride..], self.row_stride))
+        (self.col_stride == 1 && self.index.is_none())
+            .then(|| (&self.data[self.offset + row * self.row_stride..], self.row_stride))
     }
 
     /// Rows from `row` on, where they can be read as they are: (slice, row stride).
@@ -110,6 +120,11 @@ fn with_storage<E: Element, R>(tensor: &Tensor, work: impl FnOnce(&mut [E]) -> R
     let write = |elements: &mut [E]| result = Some(work(elements));
     tensor.inplace_op1(&Write(RefCell::new(Some(Box::new(write)))))?;
     result.unwrap_or_else(|| Err(Error::Input("a gradient tensor that is not on the CPU".into())))
+}
+
+/// Lends `work` the elements of a contiguous f32 tensor, to be written over.
+pub(crate) fn with_f32<R>(tensor: &Tensor, work: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    with_storage(tensor, |all: &mut [f32]| Ok(work(&mut all[place(tensor)])))
 }
 
 /// Candle's way to a tensor's storage for writing: an in-place op, here with what to do with the elements.

@@ -20,7 +20,7 @@ COPY = ROOT / "target" / "mutants"
 # Of its own: cargo takes the copy's packages for the crate's, and would put the one's tests in the other's place.
 BUILT = ROOT / "target" / "mutants-build"
 # In this order: the quick ones first. The tests of the library are the formulas' own.
-SUITES = ["--lib", "golden", "errors", "row_margins", "users", "gradient", "candle", "metrics", "traps", "tiers", "oracle"]
+SUITES = ["--lib", "golden", "errors", "row_margins", "users", "gradient", "candle", "metrics", "traps", "tiers", "sharded", "oracle"]
 
 # (file, text that stands there once, with «what is changed|what it becomes»)
 MUTANTS = [
@@ -101,7 +101,7 @@ MUTANTS = [
     ("builder.rs", "«(low..=high).contains(&value)|(low..high).contains(&value)» {"),
     # the call's tensors
     ("problem.rs", "if «d != weight_d|false» {"),
-    ("problem.rs", "if «c != params.classes|false» {"),
+    ("problem.rs", "if «c != classes.len()|false» {"),
     ("problem.rs", "if «margins.dims() != [n, 2]|false» {"),
     ("problem.rs", "let good = weight == 0.0 || «(LEAST_WEIGHT..=LARGEST).contains(&weight)|weight >= 0.0»;"),
     ("problem.rs", "let good = «alpha.abs() <= most_alpha|true» && beta"),
@@ -128,9 +128,9 @@ MUTANTS = [
     ("cpu/norm.rs", "if largest == 0.0 || «largest.is_infinite()|false» {"),
     ("cpu/norm.rs", "if «norm.long|false» { T::ONE }"),
     # statistics
-    ("cpu/statistics.rs", "if «max == self.max[i]|false» || max == f64::NEG_INFINITY {"),
-    ("cpu/statistics.rs", "if max == self.max[i] || «max == f64::NEG_INFINITY|false» {"),
-    ("cpu/statistics.rs", "} else if «max > self.max[i]|false» {"),
+    ("cpu/statistics.rs", "if «next_max == max|false» || next_max == f64::NEG_INFINITY {"),
+    ("cpu/statistics.rs", "if next_max == max || «next_max == f64::NEG_INFINITY|false» {"),
+    ("cpu/statistics.rs", "} else if «next_max > max|false» {"),
     ("cpu/statistics.rs", "if «best > self.best[i]|best >= self.best[i]» {"),
     ("cpu/statistics.rs", "if «!self.bounded|false» {"),
     ("cpu/statistics.rs", "if «self.params.label_smoothing > 0.0|true» {"),
@@ -140,7 +140,7 @@ MUTANTS = [
     ("cpu/call.rs", "«largest.max(-smallest)|largest» < -X::Acc::LOWEST"),
     ("cpu/call.rs", "< «-X::Acc::LOWEST - 3.0|1e9»;"),
     # a row's end
-    ("cpu/finish.rs", "additive: «params.additive[y] + target.beta|params.additive[y]»,"),
+    ("cpu/finish.rs", "additive: «params.additive[y] + target.beta|params.additive[y]» }"),
     ("cpu/finish.rs", "let hard = «predicted != target.class|false»;"),
     ("cpu/finish.rs", "params.scale * margin.psi + «params.log_prior[y]|0.0»;"),
     ("cpu/finish.rs", "+ («prior_sum - params.log_prior[y]|prior_sum»);"),
@@ -183,6 +183,41 @@ MUTANTS = [
     ("cpu/pairs/mod.rs", "if «power != 1.0|false» {\n        out"),
     ("cpu/pairs/mod.rs", "if «*accumulate|true» { Store::Add }"),
     ("cpu/pairs/mod.rs", "&& «norms.iter().flatten().all(|norm| norm.power == 1.0)|true»"),
+    # Shards
+    ("cpu/call.rs", "self.params.log_prior[«self.class_of(class)|class»]"),
+    ("cpu/call.rs", "self.first + self.index.map_or(row, |index| «index[row] as usize|row»)"),
+    ("cpu/call.rs", "class.checked_sub(«self.first as u32|0»)?"),
+    ("cpu/statistics.rs", "best_class: «class_of(self.best_class[i] as usize) as u32|self.best_class[i]»,"),
+    ("cpu/statistics.rs", "self.total += «next.total|0.0»;"),
+    ("cpu/statistics.rs", "if «next.best > self.best|next.best >= self.best» {"),
+    ("cpu/statistics.rs", "if «next.target != f64::INFINITY|self.target == f64::INFINITY» {"),
+    ("sharded/shard.rs", "let start = rank * each + «rank.min(more)|0»;"),
+    ("sharded/shard.rs", "start..start + each + «usize::from(rank < more)|0»"),
+    ("sharded/partial.rs", "if «part.classes.start != merged.classes.end|false» {"),
+    ("sharded/partial.rs", "if «part.rows.len() != merged.rows.len()|false» {"),
+    ("sharded/partial.rs", "if «all.classes != (0..classes)|false» {"),
+    ("sharded/partial.rs", "rows[«target.row|target.row.min(0)»] = statistics"),
+    ("sharded/loss.rs", "let merged = «Partial::merge(&parts)?|parts[0].clone()»;"),
+    ("sharded/loss.rs", "&communicator.all_gather(&«merged|parts[0]».to_tensor()?, counts)?)"),
+    ("sharded/loss.rs", "let start = counts[..«self.shard.rank()|0»].iter().sum();"),
+    ("sharded/loss.rs", "if y < 0.0 { «ignored|0» } else"),
+    ("sharded/loss.rs", "if params.ignore_index == Some(y) { «-1.0|0.0» } else"),
+    ("sharded/loss.rs", "let first = «1 + usize::from(weights.is_some())|1»;"),
+    ("sharded/reduce.rs", "for rank in «1|2»..parts.dims()[0]"),
+    ("sharded/sample.rs", "let wanted = «(self.rate * range.len() as f64).ceil() as usize|0»;"),
+    ("sharded/sample.rs", "(place + «before|0») as u32"),
+    ("sharded/sample.rs", "step.wrapping_mul(«((call as u64) << 20)|0» + shard"),
+    ("sharded/sparse.rs", "*v = «momentum * *v|*v» + (g"),
+    ("sharded/sparse.rs", "(g + «decay * *w|0.0»)"),
+    ("sharded/sparse.rs", "let decay = «1.0 - self.lr * self.weight_decay|1.0»;"),
+    ("sharded/threads.rs", "given[«self.rank|0»].clone()"),
+    ("sharded/threads.rs", "start += «count|0»;"),
+    ("sharded/threads.rs", "while «state.arrived < meeting.size|false» {"),
+    ("sharded/threads.rs", "while «state.round == round && state.failed.is_none()|false» {"),
+    ("sharded/agreement.rs", "position(|words| «words[head + i] != first|false»)"),
+    ("sharded/agreement.rs", "position(|words| «words[0] != 0|false»)"),
+    ("sharded/checkpoint.rs", "(start + «shard.range().start * row|0») as u64;\n            with_bytes"),
+    ("sharded/checkpoint.rs", "(offsets[0] + «shard.range().start * row|0») as u64"),
 ]
 
 # Changes that no test can see, and why.
@@ -193,7 +228,7 @@ EQUIVALENT = {
     "cpu/norm.rs: `largest.is_infinite()` → `false`": "a row of infinite norm is NaN in any case",
     "cpu/statistics.rs: `max == f64::NEG_INFINITY` → `false`": "the sum is then multiplied by e^−∞ = 0, which it is, or is NaN and stays so",
     "cpu/load.rs: `classes > rows.len()` → `true`": "two ways of the same sorting",
-    "cpu/statistics.rs: `max == self.max[i]` → `false`": "the factor is then e^0",
+    "cpu/statistics.rs: `next_max == max` → `false`": "the factor is then e^0",
     "cpu/statistics.rs: `self.params.label_smoothing > 0.0` → `true`": "sums that nobody reads",
 }
 

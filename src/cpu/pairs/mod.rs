@@ -27,10 +27,10 @@ use super::gradient::RowConstants;
 use super::instructions::Instructions;
 use super::load::{Block, PIECE, take_class};
 use super::norm::{Norm, sigma};
-use super::numeric::{Element, to_bf16};
+use super::numeric::{Element, Real, to_bf16};
 use super::plan::Operands;
 use super::statistics::exact_cosine;
-use super::vector::{LANES, load, map, store, subtract_scaled, sum, zip};
+use super::vector::{LANES, load, store, subtract_scaled, sum};
 use crate::problem::TargetRow;
 use kernel::{Left, Store, product};
 use pack::{Panels, across, along, packed_len};
@@ -70,7 +70,12 @@ impl Engine<bf16, bf16> for Pairs {
         Operands::Pairs
     }
 
-    fn load<'b>(call: &Call<bf16, bf16>, rows: &'b [TargetRow], memory: &'b mut [f32]) -> Block<'b, f32> {
+    fn load<'b>(
+        call: &Call<bf16, bf16>,
+        rows: &'b [TargetRow],
+        memory: &'b mut [f32],
+        gradients: bool,
+    ) -> Block<'b, f32> {
         let (d, count) = (call.d, rows.len());
         let (by_dims, by_rows) = memory.split_at_mut(packed_len(count, d));
         let mut norms = vec![Norm::default(); count];
@@ -106,7 +111,8 @@ impl Engine<bf16, bf16> for Pairs {
                 || panel.fill_columns(|j| of_rows[first + j]),
             );
         });
-        call.each(Panels::new(by_rows, d, count).split(), |mut panel| {
+        let panels = if gradients { Panels::new(by_rows, d, count).split() } else { Vec::new() };
+        call.each(panels, |mut panel| {
             call.arch.dispatch(
                 #[inline(always)]
                 || {
@@ -117,7 +123,7 @@ impl Engine<bf16, bf16> for Pairs {
             );
         });
         let scales = norms.iter().map(|norm| norm.inverse as f32).collect();
-        Block::new(rows, call.c, by_rows, by_dims, scales, norms)
+        Block::new(rows, call.by_class(rows), by_rows, by_dims, scales, norms)
     }
 
     #[inline(always)]
@@ -350,7 +356,7 @@ struct Class {
 }
 
 impl Class {
-    /// [`gradients`] of LANES rows.
+    /// [`gradients`] of LANES rows. One loop: of one a step the compiler makes vectors of two.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn gradients_of_lanes(
@@ -363,13 +369,13 @@ impl Class {
         row_dots: &mut [f32; LANES],
         dots: &mut [f32; LANES],
     ) {
-        let z = zip(*c, *log_sum, |c, log_sum| self.logit.of(c) - log_sum);
-        let p = zip(*factor, map(z, super::numeric::Real::exp), |factor, e| factor * e);
-        let g = map(zip(p, *uniform, |p, uniform| p - uniform), |g| to_bf16(g * self.sigma));
-        let dot = zip(g, *c, |g, c| g * c);
-        *row_dots = zip(*row_dots, dot, |sum, dot| dot.mul_add(self.length, sum));
-        let weighted = zip(dot, *length, |dot, length| dot * length);
-        *dots = zip(*dots, weighted, |sum, dot| sum + dot);
-        *c = g;
+        for l in 0..LANES {
+            let p = factor[l] * Real::exp(self.logit.of(c[l]) - log_sum[l]);
+            let g = to_bf16((p - uniform[l]) * self.sigma);
+            let dot = g * c[l];
+            row_dots[l] = dot.mul_add(self.length, row_dots[l]);
+            dots[l] += dot * length[l];
+            c[l] = g;
+        }
     }
 }

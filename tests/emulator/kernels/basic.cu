@@ -66,13 +66,22 @@ extern "C" __global__ void compact(const int* in, int* out, int* count, int n) {
     if (keep) out[base + __popc(ballot & ((1u << lane) - 1))] = in[i];
 }
 
-// Parameters by address: a struct that stays where it is, read at an offset of each thread's own.
+// Parameters by address: a struct that stays where it is, read at an offset of each thread's own, and by a function that knows only where.
 struct Coefficients {
     float at[8];
     int count;
 };
 __device__ __forceinline__ float coefficient(const Coefficients& c, int i) { return c.at[i % c.count]; }
+__device__ __noinline__ float elsewhere(const Coefficients& c, int i) { return c.at[i]; }
 extern "C" __global__ void by_address(float* out, __grid_constant__ const Coefficients c) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    out[i] = coefficient(c, i) + 10.f * c.at[7];
+    out[i] = coefficient(c, i) + 10.f * elsewhere(c, 7);
+}
+
+// Text, a thread after the other.
+#include <cstdio>
+extern "C" __global__ void says(const float* x, int n) {
+    int i = threadIdx.x;
+    if (i < n) printf("%d: %5.2f %s %c %lld%%, %-4u|%*d\n", i, x[i], i % 2 ? "odd" : "even", 'a' + i, -(1ll << 40), 7u, 4, i);
+    if (i == n) printf("no arguments\n");
 }

@@ -102,6 +102,52 @@ MMA_BYTES(mma_s8, signed char, signed char, "s8.s8", "")
 MMA_BYTES(mma_u8_s8, unsigned char, signed char, "u8.s8", "")
 MMA_BYTES(mma_s8_saturated, signed char, signed char, "s8.s8", ".satfinite")
 
+// Integers of 4 bits, k 64, each in a byte of A 16×64 and B 64×8; and bytes of 8 rows, k 16.
+#define MMA_NIBBLES(NAME, TYPE)                                                                                                                        \
+    extern "C" __global__ void NAME(const unsigned char* a, const unsigned char* b, const int* c, int* d) {                                            \
+        int lane = threadIdx.x, group = lane / 4, rank = lane % 4;                                                                                     \
+        unsigned ra[4] = {}, rb[2] = {};                                                                                                               \
+        int r[4];                                                                                                                                      \
+        for (int i = 0; i < 32; ++i) ra[i / 8] |= (a[(group + 8 * (i / 8 % 2)) * 64 + 8 * rank + i % 8 + 32 * (i / 16)] & 0xfu) << (4 * (i % 8));       \
+        for (int i = 0; i < 16; ++i) rb[i / 8] |= (b[(8 * rank + i % 8 + 32 * (i / 8)) * 8 + group] & 0xfu) << (4 * (i % 8));                           \
+        for (int i = 0; i < 4; ++i) r[i] = c[(group + 8 * (i / 2)) * 8 + 2 * rank + i % 2];                                                            \
+        asm volatile("mma.sync.aligned.m16n8k64.row.col.s32." TYPE ".s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                         \
+                     : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])                                                                                  \
+                     : "r"(ra[0]), "r"(ra[1]), "r"(ra[2]), "r"(ra[3]), "r"(rb[0]), "r"(rb[1]));                                                        \
+        for (int i = 0; i < 4; ++i) d[(group + 8 * (i / 2)) * 8 + 2 * rank + i % 2] = r[i];                                                            \
+    }
+MMA_NIBBLES(mma_s4, "s4.s4")
+MMA_NIBBLES(mma_u4_s4, "u4.s4")
+extern "C" __global__ void mma_s8_of_8_rows(const signed char* a, const signed char* b, const int* c, int* d) {
+    int lane = threadIdx.x, group = lane / 4, rank = lane % 4, r[2];
+    unsigned ra = 0, rb = 0;
+    for (int i = 0; i < 4; ++i) ra |= (a[group * 16 + 4 * rank + i] & 0xffu) << (8 * i), rb |= (b[(4 * rank + i) * 8 + group] & 0xffu) << (8 * i);
+    for (int i = 0; i < 2; ++i) r[i] = c[group * 8 + 2 * rank + i];
+    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};" : "+r"(r[0]), "+r"(r[1]) : "r"(ra), "r"(rb));
+    for (int i = 0; i < 2; ++i) d[group * 8 + 2 * rank + i] = r[i];
+}
+
+// Half of A's elements: a has 16×16 of them, which of each four columns they are of stands in `which`, a number for each. The second pair of lanes has
+// the metadata.
+extern "C" __global__ void mma_sparse(const __half* a, const __half* b, const float* c, float* d, const int* which) {
+    int lane = threadIdx.x, group = lane / 4, rank = lane % 4;
+    unsigned ra[4], rb[4], e = 0;
+    float r[4];
+    auto pair = [](__half low, __half high) { return (unsigned)__half_as_ushort(low) | (unsigned)__half_as_ushort(high) << 16; };
+    for (int i = 0; i < 4; ++i) {
+        const __half* from = a + (group + 8 * (i % 2)) * 16 + 2 * rank + 8 * (i / 2);
+        ra[i] = pair(from[0], from[1]);
+        rb[i] = pair(b[(2 * rank + 8 * i) * 8 + group], b[(2 * rank + 8 * i + 1) * 8 + group]);
+        r[i] = c[(group + 8 * (i / 2)) * 8 + 2 * rank + i % 2];
+    }
+    for (int i = 0; i < 16; ++i)
+        if (rank >= 2) e |= which[(group + 8 * (i / 8)) * 16 + 8 * (rank - 2) + i % 8] << (2 * i);
+    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, 1;"
+                 : "+f"(r[0]), "+f"(r[1]), "+f"(r[2]), "+f"(r[3])
+                 : "r"(ra[0]), "r"(ra[1]), "r"(ra[2]), "r"(ra[3]), "r"(rb[0]), "r"(rb[1]), "r"(rb[2]), "r"(rb[3]), "r"(e));
+    for (int i = 0; i < 4; ++i) d[(group + 8 * (i / 2)) * 8 + 2 * rank + i % 2] = r[i];
+}
+
 // Four 8×8 matrices, as they are and transposed: each lane stores what it got. Row r of matrix m is at 8 (8 m + r).
 extern "C" __global__ void ldmatrix(const unsigned short* x, unsigned* y) {
     __shared__ __align__(16) unsigned short s[256];

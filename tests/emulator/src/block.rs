@@ -435,7 +435,7 @@ impl<'g> Block<'g> {
                 if step.warp.poison.is_any() {
                     let guard = inst.guard.map(|guard| Register::Predicate(guard.register));
                     let flow = &grid.kernel.flows[pc as usize];
-                    step.pass(inst.code.pass(), flow, guard).map_err(|fault| (pc, fault))?;
+                    step.pass(inst.code.pass(), flow, guard, || grid.kernel.choice(pc)).map_err(|fault| (pc, fault))?;
                 }
                 // What nobody does has no effect, on others or on what they know.
                 let next =

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::instructions::{self, control};
+use crate::instructions::{self, control, print};
 use crate::kernel::{Inst, Kernel, Origin, Registers};
 use crate::line::{Line, Touches};
 use crate::names::{Meaning, Names};
-use crate::operand::Pred;
+use crate::operand::{Place, Pred};
 use crate::poison::Flow;
 use crate::step::Execute;
 use crate::syntax::{Function, Instruction, Operand, Source, Space, Statement, Variable};
@@ -265,23 +265,23 @@ impl<'s> Decoder<'s> {
         Ok(())
     }
 
+    /// `vprintf`, by the names of its results and its arguments. What it prints is to be a matter of the seed: blocks take turns.
+    fn print(&self, [results, arguments]: &[Vec<String>; 2]) -> Option<Arc<dyn Execute>> {
+        let place = |name: &String| match self.names.meaning(name)? {
+            Meaning::Address(space, address) => Some(Place { space: Some(space), base: None, offset: address as i64 }),
+            _ => None,
+        };
+        let [format, values] = &arguments[..] else { return None };
+        self.touches.set(Touches { sequential: true, ..self.touches.get() });
+        print::print(place(format)?, place(values)?, results.first().and_then(place))
+    }
+
     /// Inlines a call: `call (results), name, (arguments);`
     fn call(&mut self, instruction: &'s Instruction, guard: Option<Pred>, origin: u32) -> Result<()> {
         let Some(callee) = self.callee(instruction) else {
             self.push(guard, Arc::new(control::Unknown), origin);
             return Ok(());
         };
-        let Some(body) = &callee.body else {
-            // vprintf, assertions: what a device library would do is not modelled; a failed assertion stops the kernel.
-            let fails = callee.name == "__assertfail";
-            let code = if fails { control::trap() } else { Arc::new(control::Unknown) };
-            self.push(guard, code, origin);
-            return Ok(());
-        };
-        if self.returns.len() > MOST_CALLS {
-            return Err(Error::NotFound(format!("{} calls itself, or nests calls too deeply", callee.name)));
-        }
-        // The callee sees its parameters and the module, not the caller's names: its scopes start anew.
         let mut names: [Vec<String>; 2] = [Vec::new(), Vec::new()];
         let mut list = 0;
         for operand in &instruction.operands {
@@ -297,6 +297,20 @@ impl<'s> Decoder<'s> {
                 _ => list = 1,
             }
         }
+        let Some(body) = &callee.body else {
+            let code = match callee.name.as_str() {
+                "vprintf" => self.print(&names),
+                // A failed assertion stops the kernel.
+                "__assertfail" => Some(control::trap()),
+                _ => None,
+            };
+            self.push(guard, code.unwrap_or_else(|| Arc::new(control::Unknown)), origin);
+            return Ok(());
+        };
+        if self.returns.len() > MOST_CALLS {
+            return Err(Error::NotFound(format!("{} calls itself, or nests calls too deeply", callee.name)));
+        }
+        // The callee sees its parameters and the module, not the caller's names: its scopes start anew.
         let mut scope = HashMap::new();
         for (formals, actuals) in [(&callee.results, &names[0]), (&callee.parameters, &names[1])] {
             for (formal, actual) in formals.iter().zip(actuals) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::operand::{Constant, Pred, Src};
-use crate::poison::Flow;
+use crate::poison::{Choice, Flow};
 use crate::step::Execute;
 
 #[derive(Debug, Clone)]
@@ -56,7 +56,31 @@ pub struct Kernel {
     pub most_threads: Option<u64>,
 }
 
+/// Instructions beyond which a branch is not looked at: those of a chain of choices between values.
+const MOST_CHOSEN: usize = 4096;
+
 impl Kernel {
+    /// What a branch forward chooses, if all that is on its ways is branches forward and values of registers.
+    pub(crate) fn choice(&self, branch: u32) -> Option<Choice> {
+        let at = branch as usize;
+        let mut join = self.code[at].code.target()?;
+        let (mut writes, mut i) = (Vec::new(), at + 1);
+        while i < join as usize {
+            let code = &self.code[i].code;
+            match code.target() {
+                Some(target) if target as usize > i => join = join.max(target),
+                None if code.is_private() => writes.extend_from_slice(&self.flows[i].writes),
+                _ => return None,
+            }
+            i += 1;
+            if i - at > MOST_CHOSEN {
+                return None;
+            }
+        }
+        // A branch backward, or to itself, has its target before it.
+        (join > branch).then_some(Choice { join, writes })
+    }
+
     /// The instructions that would stop it, were they reached: PTX line and text.
     pub fn unsupported(&self) -> impl Iterator<Item = (u32, &str)> {
         let unknown = self.code.iter().filter(|inst| !inst.code.is_known());

@@ -271,6 +271,8 @@ pub struct Memory {
     pub(crate) stamps: Stamps,
     /// Held by launches; alone, stamps may start anew
     launches: RwLock<()>,
+    /// What kernels have printed
+    printed: Mutex<String>,
 }
 
 #[derive(Debug)]
@@ -301,6 +303,7 @@ impl Memory {
             capacity,
             stamps: Stamps::default(),
             launches: RwLock::new(()),
+            printed: Mutex::default(),
         }
     }
 
@@ -314,6 +317,11 @@ impl Memory {
     /// The number of the memory that an address is of, if it is one's.
     pub fn number_of(address: u64) -> usize {
         (address >> APART) as usize
+    }
+
+    /// What kernels have printed since this was asked last.
+    pub fn take_printed(&self) -> String {
+        std::mem::take(&mut self.printed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Allocates `size` bytes, poisoned.
@@ -605,6 +613,11 @@ pub(crate) struct View<'m> {
 impl<'m> View<'m> {
     pub fn new(memory: &'m Memory) -> Self {
         Self { memory, recent: [const { None }; 4], turn: 0, touched: Vec::new() }
+    }
+
+    /// A kernel prints.
+    pub fn print(&self, text: &str) {
+        self.memory.printed.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
     }
 
     #[cold]

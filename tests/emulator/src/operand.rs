@@ -6,6 +6,8 @@ use crate::syntax::Space;
 pub(crate) const SHARED_WINDOW: u64 = 0x1000_0000_0000;
 /// Generic addresses from here on are local memory's.
 pub(crate) const LOCAL_WINDOW: u64 = 0x2000_0000_0000;
+/// Generic addresses from here on are parameters'.
+pub(crate) const PARAMETER_WINDOW: u64 = 0x3000_0000_0000;
 const WINDOW: u64 = 0x1_0000_0000;
 
 /// A special register.
@@ -156,6 +158,9 @@ pub(crate) fn resolve(space: Option<Space>, address: u64) -> (Space, u64) {
         Some(space) => (space, address),
         None if (SHARED_WINDOW..SHARED_WINDOW + WINDOW).contains(&address) => (Space::Shared, address - SHARED_WINDOW),
         None if (LOCAL_WINDOW..LOCAL_WINDOW + WINDOW).contains(&address) => (Space::Local, address - LOCAL_WINDOW),
+        None if (PARAMETER_WINDOW..PARAMETER_WINDOW + WINDOW).contains(&address) => {
+            (Space::Param, address - PARAMETER_WINDOW)
+        }
         None => (Space::Global, address),
     }
 }

@@ -46,6 +46,20 @@ impl Taint {
     }
 }
 
+/// A branch that only chooses what some registers are: all ways on from it meet at `join`, and on none of them is anything else done.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub join: u32,
+    pub writes: Vec<Register>,
+}
+
+/// Lanes that are on their way from a branch that poison has decided to where its ways meet.
+#[derive(Debug)]
+struct Chosen {
+    choice: Choice,
+    taint: Taint,
+}
+
 /// Which read.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {
@@ -62,12 +76,13 @@ pub(crate) struct Poison {
     /// How many registers are poisoned
     count: usize,
     origins: Vec<Origin>,
+    chosen: Vec<Chosen>,
 }
 
 impl Poison {
     #[inline]
     pub fn is_any(&self) -> bool {
-        self.count > 0
+        self.count > 0 || !self.chosen.is_empty()
     }
 
     fn bank(&mut self, register: Register) -> (&mut Vec<Taint>, usize) {
@@ -105,6 +120,29 @@ impl Poison {
         // What comes last tells more.
         bank[r] = if taint.lanes & active != 0 { Taint { origin: taint.origin, ..after } } else { after };
         self.count = self.count + usize::from(after.lanes != 0) - usize::from(before.lanes != 0);
+    }
+
+    /// Poison has decided for some lanes what registers will be.
+    pub fn choose(&mut self, choice: Choice, taint: Taint) {
+        self.chosen.push(Chosen { choice, taint });
+    }
+
+    /// Lanes are at an instruction: where ways meet, what has been chosen on them is poisoned.
+    pub fn arrive(&mut self, pc: u32, lanes: u32) {
+        let mut i = 0;
+        while i < self.chosen.len() {
+            let Chosen { choice, taint } = &mut self.chosen[i];
+            let here = taint.of(if choice.join == pc { lanes } else { 0 });
+            taint.lanes &= !here.lanes;
+            if taint.lanes > 0 {
+                i += 1;
+            }
+            if here.lanes == 0 {
+                continue;
+            }
+            let writes = if taint.lanes > 0 { choice.writes.clone() } else { self.chosen.swap_remove(i).choice.writes };
+            writes.into_iter().for_each(|register| self.put(register, here.lanes, here));
+        }
     }
 
     /// A read at an instruction that gave poison: its number as an origin.

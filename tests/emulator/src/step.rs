@@ -6,7 +6,7 @@ use crate::lanes::{L32, L64, Lanes};
 use crate::memory::View;
 use crate::operand::{Dst, Place, Pred, Register, Src};
 use crate::order::Published;
-use crate::poison::{Flow, Pass, Taint};
+use crate::poison::{Choice, Flow, Pass, Taint};
 use crate::shared::{MOST_TICKS, Shared};
 use crate::warp::{Arrival, Warp};
 
@@ -28,6 +28,16 @@ pub(crate) trait Execute: Send + Sync {
     /// The place that it compares and swaps, if it does.
     fn swaps(&self) -> Option<&Place> {
         None
+    }
+
+    /// Where it goes, if it is a branch.
+    fn target(&self) -> Option<u32> {
+        None
+    }
+
+    /// Whether all that it does is to give registers values that follow from the same lanes' registers.
+    fn is_private(&self) -> bool {
+        false
     }
 
     /// How poison passes it.
@@ -200,14 +210,24 @@ impl Step<'_, '_> {
         }
     }
 
-    /// Passes the poison of operands on to results.
+    /// Passes the poison of operands on to results; `choice` is what the instruction chooses, if it is a branch that does no more.
     #[cold]
-    pub fn pass(&mut self, pass: Pass, flow: &Flow, guard: Option<Register>) -> Result<(), LaneFault> {
-        let poison = &self.warp.poison;
-        let guarded = poison.union(&guard).of(self.mask);
+    pub fn pass(
+        &mut self,
+        pass: Pass,
+        flow: &Flow,
+        guard: Option<Register>,
+        choice: impl FnOnce() -> Option<Choice>,
+    ) -> Result<(), LaneFault> {
+        self.warp.poison.arrive(self.pc, self.mask);
+        let guarded = self.warp.poison.union(&guard).of(self.mask);
         if guarded.lanes != 0 && pass != Pass::Lanes {
-            return Err(self.reached(guarded, "a branch"));
+            match choice() {
+                Some(choice) => self.warp.poison.choose(choice, guarded),
+                None => return Err(self.reached(guarded, "a branch")),
+            }
         }
+        let poison = &self.warp.poison;
         let used = poison.union(&flow.uses).of(self.active);
         if used.lanes != 0 {
             return Err(self.reached(used, "an address, or a mask of lanes"));

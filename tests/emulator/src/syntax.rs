@@ -38,6 +38,10 @@ pub enum Type {
     Bf16,
     /// Two bf16
     Bf16x2,
+    /// Two numbers of 8 bits, of which 4 are the exponent
+    E4m3x2,
+    /// The same with 5
+    E5m2x2,
     /// tf32, in 32 bits
     Tf32,
     /// f32
@@ -68,6 +72,8 @@ impl Type {
             "f16x2" => Type::F16x2,
             "bf16" => Type::Bf16,
             "bf16x2" => Type::Bf16x2,
+            "e4m3x2" => Type::E4m3x2,
+            "e5m2x2" => Type::E5m2x2,
             "tf32" => Type::Tf32,
             "f32" => Type::F32,
             "f64" => Type::F64,
@@ -80,7 +86,7 @@ impl Type {
         match self {
             Type::Pred => 0,
             Type::Bits(n) | Type::Unsigned(n) | Type::Signed(n) => n as usize,
-            Type::F16 | Type::Bf16 => 2,
+            Type::F16 | Type::Bf16 | Type::E4m3x2 | Type::E5m2x2 => 2,
             Type::F16x2 | Type::Bf16x2 | Type::Tf32 | Type::F32 => 4,
             Type::F64 => 8,
         }

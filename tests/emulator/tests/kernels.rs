@@ -54,6 +54,21 @@ fn reduction_in_any_order() {
 }
 
 #[test]
+fn what_kernels_print() {
+    let Some(ptx) = ptx("basic") else { return };
+    let gpu = Gpu::new(&ptx).unwrap();
+    let x = gpu.upload(&[1.5f32, -2.25]);
+    launch(&gpu, "says", [1, 1, 1], [3, 1, 1], 0, &[&x.to_le_bytes(), &2i32.to_le_bytes()]).unwrap();
+    let text = gpu.memory.take_printed();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    let expected =
+        ["0:  1.50 even a -1099511627776%, 7   |   0", "1: -2.25 odd b -1099511627776%, 7   |   1", "no arguments"];
+    assert_eq!(lines, expected);
+    assert_eq!(gpu.memory.take_printed(), "");
+}
+
+#[test]
 fn divergent_loops() {
     let Some(ptx) = ptx("basic") else { return };
     let gpu = Gpu::new(&ptx).unwrap();

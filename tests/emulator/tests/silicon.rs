@@ -115,6 +115,13 @@ fn what_is_read_and_not_used() {
     for kernel in ["added", "address", "branch", "shuffled", "chosen", "kept"] {
         reported(&format!("prefetch_{kernel}"), warp, 2, unwritten);
     }
+    let o = runs("choice_ok", warp, 0);
+    assert!(
+        o.iter().take(16).enumerate().all(|(i, &v)| v == [1.0, 2.0, 3.0][usize::from(i > 5) + usize::from(i > 10)])
+    );
+    for kernel in ["used", "storing", "looping"] {
+        reported(&format!("choice_{kernel}"), warp, 0, unwritten);
+    }
     let o = runs("fragments_ok", warp, 0);
     assert!(o.is_empty() || o[..16] == [8.0; 16]);
     reported("fragments_used", warp, 0, |kind| matches!(kind, FaultKind::InFlight { .. }));

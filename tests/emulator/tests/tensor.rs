@@ -18,12 +18,17 @@ fn product(a: &[f32], b: &[f32], c: &[f32], (m, n, k): (usize, usize, usize)) ->
     (0..m * n).map(at).collect()
 }
 
+/// Rows of a product: 16, or 8 in f64 and where the name says so.
+fn rows(kernel: &str) -> usize {
+    if kernel == "mma_f64" || kernel.ends_with("8_rows") { 8 } else { 16 }
+}
+
 fn run<T: Plain, S: Plain>(ptx: &str, kernel: &str, a: &[T], b: &[T], c: &[S]) -> (Vec<S>, Counters) {
     let gpu = Gpu::new(ptx).unwrap();
     let (a, b, c, d) = (gpu.upload(a), gpu.upload(b), gpu.upload(c), gpu.allocate(size_of_val(c)));
     let p = [a, b, c, d].map(u64::to_le_bytes);
     let counters = gpu.launch(kernel, LaunchConfig::line(1, 32), &[&p[0], &p[1], &p[2], &p[3]]).unwrap();
-    (gpu.download(d, 128.min(8 * if size_of::<S>() == 8 { 8 } else { 16 })).unwrap(), counters)
+    (gpu.download(d, rows(kernel) * 8).unwrap(), counters)
 }
 
 #[test]
@@ -95,6 +100,50 @@ fn fragments_of_bytes() {
     assert_eq!(run(&ptx, "mma_u8_s8", &a, &b, &c).0, expected(i64::from, |sum| sum as i32));
     let saturated = |sum: i64| sum.clamp(i32::MIN.into(), i32::MAX.into()) as i32;
     assert_eq!(run(&ptx, "mma_s8_saturated", &a, &b, &c).0, expected(signed, saturated));
+}
+
+#[test]
+fn fragments_of_nibbles() {
+    let Some(ptx) = ptx("tensor") else { return };
+    let nibbles =
+        |count: usize, seed: usize| (0..count).map(|i| ((i * 7 + seed + i * i * 3) % 16) as u8).collect::<Vec<u8>>();
+    let (a, b) = (nibbles(1024, 1), nibbles(512, 2));
+    let c: Vec<i32> = (0..128).map(|i| i * 1000 - 5).collect();
+    let signed: fn(u8) -> i32 = |v| i32::from(((v << 4) as i8) >> 4);
+    let expected = |left: fn(u8) -> i32| -> Vec<i32> {
+        let at = |i: usize| (0..64).fold(c[i], |sum, p| sum + left(a[i / 8 * 64 + p]) * signed(b[p * 8 + i % 8]));
+        (0..128).map(at).collect()
+    };
+    let (d, counters) = run(&ptx, "mma_s4", &a, &b, &c);
+    assert_eq!(d, expected(signed));
+    assert_eq!(counters.mma_flop, 2 * 16 * 8 * 64);
+    assert_eq!(run(&ptx, "mma_u4_s4", &a, &b, &c).0, expected(i32::from));
+    let (a, b) = (&a[..128], &b[..128]);
+    let at = |i: usize| (0..16).fold(c[i], |sum, p| sum + i32::from(a[i / 8 * 16 + p]) * i32::from(b[p * 8 + i % 8]));
+    let (d, _) = run(&ptx, "mma_s8_of_8_rows", a, b, &c);
+    assert_eq!(d[..64], (0..64).map(at).collect::<Vec<_>>());
+}
+
+/// Two of each four elements of a row of A, and what of B they meet; an infinity that none meets has no part in it.
+#[test]
+fn fragments_of_a_sparse_matrix() {
+    let Some(ptx) = ptx("tensor") else { return };
+    let gpu = Gpu::new(&ptx).unwrap();
+    let (a, mut b, c) = (numbers(256, 1), numbers(256, 2), numbers(128, 3));
+    b[8 * 31] = f32::INFINITY;
+    // The first of two is before the second. None is the last of a row.
+    let pairs = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)];
+    let pair = |i: usize| pairs[if i % 8 == 7 { i / 8 % 3 } else { i * 5 % 6 }];
+    let which: Vec<i32> = (0..128).flat_map(|i| [pair(i).0, pair(i).1]).collect();
+    let at = |i: usize| {
+        let column = |q: usize| 4 * (q / 2) + which[i / 8 * 16 + q] as usize;
+        (0..16).fold(c[i], |sum, q| sum + a[i / 8 * 16 + q] * b[column(q) * 8 + i % 8])
+    };
+    let halves = |v: &[f32]| v.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>();
+    let all = [gpu.upload(&halves(&a)), gpu.upload(&halves(&b)), gpu.upload(&c), gpu.allocate(512), gpu.upload(&which)];
+    let p = all.map(u64::to_le_bytes);
+    gpu.launch("mma_sparse", LaunchConfig::line(1, 32), &[&p[0], &p[1], &p[2], &p[3], &p[4]]).unwrap();
+    assert_eq!(gpu.download::<f32>(all[3], 128).unwrap(), (0..128).map(at).collect::<Vec<_>>());
 }
 
 /// The ISA's table of `ldmatrix`: lane l gets row l / 4, columns 2 (l % 4) and the next; transposed, rows and columns change places.

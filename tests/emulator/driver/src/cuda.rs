@@ -176,6 +176,19 @@ pub struct CUlaunchConfig {
     count: c_uint,
 }
 
+impl CUlaunchConfig {
+    pub(crate) fn new(
+        grid: [c_uint; 3],
+        block: [c_uint; 3],
+        shared: c_uint,
+        stream: u64,
+        attributes: *const CUlaunchAttribute,
+        count: c_uint,
+    ) -> Self {
+        Self { grid, block, shared, stream, attributes, count }
+    }
+}
+
 /// An attribute of a launch.
 #[repr(C)]
 pub struct CUlaunchAttribute {

@@ -420,6 +420,7 @@ impl Device {
         let loaded = self.module(function.owner)?;
         let parameters: Vec<&[u8]> = parameters.iter().map(Vec::as_slice).collect();
         let result = loaded.module.launch(kernel, &config, &parameters, &self.memory, &self.limits);
+        print!("{}", self.memory.take_printed());
         if let Ok(counters) = &result {
             let (used, peak) = self.memory.usage();
             let mut line = serde_json::json!({

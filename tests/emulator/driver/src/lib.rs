@@ -8,6 +8,7 @@ mod capture;
 pub mod cuda;
 mod device;
 pub mod random;
+pub mod runtime;
 mod streams;
 mod stubs;
 

@@ -2,7 +2,7 @@
 
 use super::lanewise::{self, Op, no64};
 use super::numbers::{brain, flush, half};
-use super::{Decoded, code, with_poison};
+use super::{Decoded, code, private_with_poison};
 use crate::lanes::{L32, L64, LANES};
 use crate::line::Line;
 use crate::operand::{Pred, Src};
@@ -30,7 +30,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
         "set" if line.operands.len() == 3 => set(line),
         "selp" => {
             let (dst, src, by) = (line.dst(0)?, [line.src(1, ty)?, line.src(2, ty)?], line.predicate(3)?);
-            with_poison(false, move |step| {
+            private_with_poison(move |step| {
                 let (chosen, poisoned) = (step.warp.predicate(by), step.taint_of(by));
                 let [a, b] = src.map(|src| step.warp.get64(src));
                 let value: L64 = std::array::from_fn(|l| if chosen >> l & 1 == 1 { a[l] } else { b[l] });
@@ -49,7 +49,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
                 Some(_) => line.predicate(i).map(Truth::If),
             };
             let (p, src) = (line.predicate_dst(0)?, [operand(1)?, operand(2)?]);
-            with_poison(false, move |step| {
+            private_with_poison(move |step| {
                 let [a, b] = src.map(|src| match src {
                     Truth::Always(holds) => (if holds { u32::MAX } else { 0 }, Taint::default()),
                     Truth::If(p) => (step.warp.predicate(p), step.taint_of(p)),
@@ -116,7 +116,7 @@ fn joined(logic: Logic, a: (u32, Taint), b: (u32, Taint)) -> Taint {
 
 /// `p` is whether it holds, `q` the opposite; of two halves, `p` of the lower and `q` of the upper one. Each is joined with another predicate.
 fn set_predicates(test: Test, halves: bool, [p, q]: [Option<u32>; 2], with: Option<(Logic, Pred)>) -> Decoded {
-    with_poison(false, move |step| {
+    private_with_poison(move |step| {
         let taint = step.taint(test.src[0]).or(step.taint(test.src[1]));
         let (of_p, of_q) = if halves {
             (test.half_holds(step.warp, 0), test.half_holds(step.warp, 16))

@@ -24,16 +24,33 @@ pub(super) fn decode(line: &Line) -> Decoded {
 }
 
 pub(crate) fn branch(target: u32) -> Arc<dyn Execute> {
-    Arc::new(Act { act: move |_: &mut Step| Done::Ok(Next::Jump(target)), is_seen: false, pass: Pass::Checked })
+    Arc::new(Branch(target))
+}
+
+struct Branch(u32);
+
+impl Execute for Branch {
+    fn execute(&self, _: &mut Step) -> Done {
+        Ok(Next::Jump(self.0))
+    }
+
+    fn target(&self) -> Option<u32> {
+        Some(self.0)
+    }
 }
 
 pub(crate) fn exit() -> Arc<dyn Execute> {
-    Arc::new(Act { act: |_: &mut Step| Done::Ok(Next::Exit), is_seen: true, pass: Pass::Checked })
+    Arc::new(Act { act: |_: &mut Step| Done::Ok(Next::Exit), is_seen: true, is_private: false, pass: Pass::Checked })
 }
 
 /// `trap`, or a failed assertion.
 pub(crate) fn trap() -> Arc<dyn Execute> {
-    Arc::new(Act { act: |step: &mut Step| Done::Err(step.fault(FaultKind::Trap)), is_seen: false, pass: Pass::Checked })
+    Arc::new(Act {
+        act: |step: &mut Step| Done::Err(step.fault(FaultKind::Trap)),
+        is_seen: false,
+        is_private: false,
+        pass: Pass::Checked,
+    })
 }
 
 /// What is not known is a fault of the launch that reaches it, not of the module that contains it.

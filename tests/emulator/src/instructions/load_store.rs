@@ -55,36 +55,65 @@ struct Load {
 /// What lanes have read, and those for which there was nothing to read, with one of its faults.
 type Read = (L64, u32, Option<FaultKind>);
 
-impl Load {
-    #[inline]
-    fn read(&self, step: &mut Step, lane: usize, address: u64, strong: bool) -> Access<(u64, Option<FaultKind>)> {
-        let (space, address) = resolve(self.place.space, address);
-        let size = self.ty.size();
-        match space {
-            Space::Global | Space::Const | Space::Reg => {
-                let (value, written) = step.run.memory.load(address, size, strong, &step.warp.clock)?;
-                Ok((value, (!written).then_some(FaultKind::Uninitialised { space: "global", address })))
-            }
-            Space::Param => {
-                let at = usize::try_from(address).ok();
-                let bytes = at.and_then(|at| step.run.parameters.get(at..at.checked_add(size)?));
-                let beyond = FaultKind::OutOfBounds { space: "parameter", address, size, near: None };
-                bytes.map(|bytes| (number(bytes), None)).ok_or(beyond)
-            }
-            Space::Local => {
-                let start = local(step, lane, address, size)?;
-                let written = step.warp.local_written[start..start + size].iter().all(|&written| written);
-                let missing = (!written).then_some(FaultKind::Uninitialised { space: "local", address });
-                Ok((number(&step.warp.local[start..start + size]), missing))
-            }
-            Space::Shared => {
-                let thread = step.warp.thread(lane, step.run.tick);
-                let (value, missing) = step.run.shared.load(address, size, strong, &thread)?;
-                Ok((value, missing.map(|missing| missing.fault("shared", address))))
-            }
+/// What a lane reads at an address of a space, and the fault of it if there is nothing.
+#[inline]
+fn read(
+    step: &mut Step,
+    lane: usize,
+    space: Option<Space>,
+    address: u64,
+    size: usize,
+    strong: bool,
+) -> Access<(u64, Option<FaultKind>)> {
+    let (space, address) = resolve(space, address);
+    match space {
+        Space::Global | Space::Const | Space::Reg => {
+            let (value, written) = step.run.memory.load(address, size, strong, &step.warp.clock)?;
+            Ok((value, (!written).then_some(FaultKind::Uninitialised { space: "global", address })))
+        }
+        Space::Param => {
+            let at = usize::try_from(address).ok();
+            let bytes = at.and_then(|at| step.run.parameters.get(at..at.checked_add(size)?));
+            let beyond = FaultKind::OutOfBounds { space: "parameter", address, size, near: None };
+            bytes.map(|bytes| (number(bytes), None)).ok_or(beyond)
+        }
+        Space::Local => {
+            let start = local(step, lane, address, size)?;
+            let written = step.warp.local_written[start..start + size].iter().all(|&written| written);
+            let missing = (!written).then_some(FaultKind::Uninitialised { space: "local", address });
+            Ok((number(&step.warp.local[start..start + size]), missing))
+        }
+        Space::Shared => {
+            let thread = step.warp.thread(lane, step.run.tick);
+            let (value, missing) = step.run.shared.load(address, size, strong, &thread)?;
+            Ok((value, missing.map(|missing| missing.fault("shared", address))))
         }
     }
+}
 
+/// What a lane reads where something has to be.
+pub(super) fn value(step: &mut Step, lane: usize, space: Option<Space>, address: u64, size: usize) -> Access<u64> {
+    step.warp.clock.enter(step.run.phase);
+    let (value, missing) = read(step, lane, space, address, size, false)?;
+    missing.map_or(Ok(value), Err)
+}
+
+/// Puts a value into a lane's own memory.
+pub(super) fn put_local(
+    step: &mut Step,
+    lane: usize,
+    address: u64,
+    size: usize,
+    value: u64,
+    poison: bool,
+) -> Access<()> {
+    let start = local(step, lane, address, size)?;
+    step.warp.local[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
+    step.warp.local_written[start..start + size].fill(!poison);
+    Ok(())
+}
+
+impl Load {
     /// Reads lane by lane. What may have been changed by atomics is a race to read, unless a compare-and-swap of the same place follows and
     /// makes sure of it: nvcc's own loops begin so.
     fn read_each(&self, step: &mut Step, addresses: &L64, offset: u64) -> Result<Read, LaneFault> {
@@ -92,7 +121,8 @@ impl Load {
         let strong = self.order != Order::Weak;
         for lane in Lanes(step.active) {
             let address = addresses[lane].wrapping_add(offset);
-            let (read, missing) = match self.read(step, lane, address, strong) {
+            let (space, size) = (self.place.space, self.ty.size());
+            let (found, missing) = match read(step, lane, space, address, size, strong) {
                 Err(
                     race @ (FaultKind::GlobalRace { atomic: true, .. } | FaultKind::SharedRace { atomic: true, .. }),
                 ) if !strong && self.is_seen() => {
@@ -100,12 +130,12 @@ impl Load {
                     if !doubts.iter().any(|doubt| (doubt.lane, doubt.address) == (lane, address)) {
                         doubts.push(Doubt { pc, lane, address, race });
                     }
-                    self.read(step, lane, address, true)
+                    read(step, lane, space, address, size, true)
                 }
                 other => other,
             }
             .map_err(at(lane))?;
-            value[lane] = read;
+            value[lane] = found;
             if missing.is_some() {
                 lanes |= 1 << lane;
                 what = what.or(missing);
@@ -181,6 +211,10 @@ impl Execute for Load {
     fn only_reads(&self) -> bool {
         true
     }
+
+    fn is_private(&self) -> bool {
+        self.place.space == Some(Space::Param) && self.place.base.is_none()
+    }
 }
 
 struct Store {
@@ -196,12 +230,7 @@ impl Store {
         let (space, address) = resolve(self.place.space, address);
         let size = self.size;
         match space {
-            Space::Local => {
-                let start = local(step, lane, address, size)?;
-                step.warp.local[start..start + size].copy_from_slice(&value.to_le_bytes()[..size]);
-                step.warp.local_written[start..start + size].fill(!poison);
-                Ok(())
-            }
+            Space::Local => put_local(step, lane, address, size, value, poison),
             Space::Shared => {
                 step.run.shared.store(address, size, value, poison, &step.warp.thread(lane, step.run.tick))
             }

@@ -4,7 +4,7 @@ use half::f16;
 use pulp::Arch;
 
 use super::adder::Adder;
-use super::{Decoded, seen, with_poison};
+use super::{Decoded, seen, sparse, with_poison};
 use crate::error::FaultKind;
 use crate::lanes::{L32, L64, LANES, Lanes};
 use crate::line::Line;
@@ -26,7 +26,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
 }
 
 /// What all lanes do once all are here.
-fn whole_warp(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
+pub(super) fn whole_warp(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
     with_poison(false, move |step| {
         let next = step.whole_warp()?;
         if let Next::On = next {
@@ -38,16 +38,17 @@ fn whole_warp(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
 
 fn mma(line: &Line) -> Decoded {
     let modifiers = &line.modifiers;
+    if modifiers.first().is_some_and(|first| first.split("::").next() == Some("sp")) {
+        return sparse::decode(line);
+    }
     if !modifiers.starts_with(&["sync", "aligned"]) || !modifiers.windows(2).any(|w| w == ["row", "col"]) {
         return None;
     }
     let (shape, dst) = (*modifiers.get(2)?, line.dsts(0)?);
-    let [d, left, right, c] = line.types[..] else { return None };
-    if let (Type::Signed(4), Type::Signed(1) | Type::Unsigned(1), Type::Signed(1) | Type::Unsigned(1)) =
-        (d, left, right)
-    {
-        return mma_of_bytes(line, shape, left, right, dst);
+    if line.has("s32") {
+        return mma_of_integers(line, shape, dst);
     }
+    let [d, left, right, c] = line.types[..] else { return None };
     if left != right || d != c {
         return None;
     }
@@ -108,7 +109,12 @@ fn mma(line: &Line) -> Decoded {
 
 /// The poison of a product: where a row of A, a column of B or an element of C has it. `place` gives the row that register i of D has of a lane, and
 /// the columns, a bit for each.
-fn spoil_product(step: &mut Step, [a, b, c]: [&[Src]; 3], dst: &[Dst], place: impl Fn(usize, usize) -> (usize, u32)) {
+pub(super) fn spoil_product(
+    step: &mut Step,
+    [a, b, c]: [&[Src]; 3],
+    dst: &[Dst],
+    place: impl Fn(usize, usize) -> (usize, u32),
+) {
     if !step.warp.poison.is_any() {
         return;
     }
@@ -134,51 +140,128 @@ fn spoil_product(step: &mut Step, [a, b, c]: [&[Src]; 3], dst: &[Dst], place: im
     }
 }
 
-/// `mma.sync.m16n8k16` and `k32` of bytes, four a register, signed or not: sums in s32, which wrap or saturate at the end.
-fn mma_of_bytes(line: &Line, shape: &str, left: Type, right: Type, dst: Vec<Dst>) -> Decoded {
-    let k = match shape {
-        "m16n8k16" => 16,
-        "m16n8k32" => 32,
+/// An integer of 8 or 4 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Integer {
+    pub bits: usize,
+    signed: bool,
+}
+
+impl Integer {
+    fn named(name: &str) -> Option<Self> {
+        let (bits, signed) = match name {
+            "s8" => (8, true),
+            "u8" => (8, false),
+            "s4" => (4, true),
+            "u4" => (4, false),
+            _ => return None,
+        };
+        Some(Self { bits, signed })
+    }
+
+    /// The types of A and B, which have as many bits.
+    pub fn of(modifiers: &[&str]) -> Option<[Self; 2]> {
+        // CUTLASS has `.satfinite` at the end.
+        let modifiers = modifiers.strip_suffix(&["satfinite"]).unwrap_or(modifiers);
+        let [.., "s32", a, b, "s32"] = modifiers else { return None };
+        let types = [Self::named(a)?, Self::named(b)?];
+        (types[0].bits == types[1].bits).then_some(types)
+    }
+
+    /// How many a register has.
+    pub fn each(self) -> usize {
+        32 / self.bits
+    }
+
+    pub fn part(self, register: u32, part: usize) -> i64 {
+        let up = register << (32 - self.bits * (part + 1));
+        let down = 32 - self.bits as u32;
+        if self.signed { i64::from(up as i32 >> down) } else { i64::from(up >> down) }
+    }
+
+    /// Element (i, p) of A: the lane that has it, its register and its place there; see the tables.
+    pub fn place_in_a(self, i: usize, p: usize) -> (usize, usize, usize) {
+        let each = self.each();
+        (4 * (i % 8) + p % (4 * each) / each, i / 8 + p / (4 * each) * 2, p % each)
+    }
+
+    /// The same of element (p, j) of B.
+    pub fn place_in_b(self, p: usize, j: usize) -> (usize, usize, usize) {
+        let each = self.each();
+        (4 * j + p % (4 * each) / each, p / (4 * each), p % each)
+    }
+}
+
+/// A sum in s32, which wraps or saturates at the end.
+pub(super) fn in_s32(sum: i64, saturates: bool) -> u32 {
+    if saturates { sum.clamp(i32::MIN.into(), i32::MAX.into()) as u32 } else { sum as u32 }
+}
+
+/// `mma.sync` of bytes, four a register, or of integers of 4 bits.
+fn mma_of_integers(line: &Line, shape: &str, dst: Vec<Dst>) -> Decoded {
+    let [left, right] = Integer::of(&line.modifiers)?;
+    let (m, k) = match (shape, left.bits) {
+        ("m8n8k16", 8) => (8, 16),
+        ("m8n8k32", 4) => (8, 32),
+        ("m16n8k16", 8) => (16, 16),
+        ("m16n8k32", 8 | 4) => (16, 32),
+        ("m16n8k64", 4) => (16, 64),
         _ => return None,
     };
     let (saturates, bits) = (line.has("satfinite"), Type::Bits(4));
     let (a, b, c) = (line.srcs(1, bits)?, line.srcs(2, bits)?, line.srcs(3, bits)?);
-    if (a.len(), b.len(), c.len(), dst.len()) != (k / 8, k / 16, 4, 4) {
+    let of_b = k / 4 / left.each();
+    if (a.len(), b.len(), c.len(), dst.len()) != (of_b * m / 8, of_b, m / 4, m / 4) {
         return None;
     }
-    let byte = |ty: Type| -> fn(u32, usize) -> i64 {
-        match ty {
-            Type::Signed(_) => |register, part| i64::from((register >> (8 * part)) as i8),
-            _ => |register, part| i64::from((register >> (8 * part)) as u8),
-        }
-    };
-    let (of_a, of_b) = (byte(left), byte(right));
     whole_warp(move |step| {
         let registers = |src: &[Src]| src.iter().map(|&src| step.warp.get32(src)).collect::<Vec<_>>();
         let (x, y, z) = (registers(&a), registers(&b), registers(&c));
-        // Element (i, p) of A is lane 4 (i % 8) + p % 16 / 4's, of B (p, j) lane 4 j + p % 16 / 4's; see the tables.
-        let left = |i: usize, p: usize| of_a(x[i / 8 + p / 16 * 2][4 * (i % 8) + p % 16 / 4], p % 4);
-        let right = |p: usize, j: usize| of_b(y[p / 16][4 * j + p % 16 / 4], p % 4);
+        let a_at = |i: usize, p: usize| {
+            let (lane, register, part) = left.place_in_a(i, p);
+            // Of eight rows there is one register for each part of k.
+            left.part(x[if m == 8 { register / 2 } else { register }][lane], part)
+        };
+        let b_at = |p: usize, j: usize| {
+            let (lane, register, part) = right.place_in_b(p, j);
+            right.part(y[register][lane], part)
+        };
         for (n, &dst) in dst.iter().enumerate() {
             let value: L32 = std::array::from_fn(|lane| {
                 let (i, j) = (lane / 4 + 8 * (n / 2), 2 * (lane % 4) + n % 2);
-                let sum = (0..k).fold(i64::from(z[n][lane] as i32), |sum, p| sum + left(i, p) * right(p, j));
-                if saturates { sum.clamp(i32::MIN.into(), i32::MAX.into()) as u32 } else { sum as u32 }
+                let sum = (0..k).fold(i64::from(z[n][lane] as i32), |sum, p| sum + a_at(i, p) * b_at(p, j));
+                in_s32(sum, saturates)
             });
             step.warp.put(dst, step.active, &value);
         }
         step.run.counters.mma += 1;
-        step.run.counters.mma_flop += (2 * M * N * k) as u64;
+        step.run.counters.mma_flop += (2 * m * N * k) as u64;
         spoil_product(step, [&a, &b, &c], &dst, |i, lane| (lane / 4 + 8 * (i / 2), 1 << (2 * (lane % 4) + i % 2)));
     })
 }
 
 /// What an `mma` multiplies and adds up. Rows of A are 16, or 8 in f64; columns of B are 8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Element {
+pub(super) enum Element {
     F16,
     Bf16,
     Tf32,
+}
+
+#[inline(always)]
+pub(super) fn f16_part(register: u32, part: usize) -> f32 {
+    f16::from_bits((register >> (16 * part)) as u16).to_f32()
+}
+
+#[inline(always)]
+pub(super) fn bf16_part(register: u32, part: usize) -> f32 {
+    f32::from_bits(register >> (16 * part) << 16)
+}
+
+/// The low 13 bits are not part of a tf32.
+#[inline(always)]
+pub(super) fn tf32_part(register: u32, _: usize) -> f32 {
+    f32::from_bits(register & !0x1fff)
 }
 
 /// An `mma.sync` of shape m16n8k`k`.
@@ -190,28 +273,28 @@ struct Product {
     pub narrow: bool,
 }
 
-const M: usize = 16;
-const N: usize = 8;
+pub(super) const M: usize = 16;
+pub(super) const N: usize = 8;
 const MOST_K: usize = 16;
 
 impl Product {
+    /// Elements a register.
+    fn each(element: Element) -> usize {
+        if element == Element::Tf32 { 1 } else { 2 }
+    }
+
     /// Registers of A, of B, and of C or D.
     fn registers(self) -> (usize, usize, usize) {
-        let each = if self.element == Element::Tf32 { 1 } else { 2 };
+        let each = Self::each(self.element);
         (M * self.k / LANES / each, self.k * N / LANES / each, if self.narrow { 2 } else { 4 })
     }
 
     /// D = A·B + C. Products are exact, and added to C in the order of k in f32; the hardware's order and its inner roundings are not documented.
     fn run(self, a: &[L32], b: &[L32], c: &[L32; 4]) -> [L32; 4] {
         match self.element {
-            Element::F16 => {
-                self.run_with::<2>(a, b, c, |register, part| f16::from_bits((register >> (16 * part)) as u16).to_f32())
-            }
-            Element::Bf16 => {
-                self.run_with::<2>(a, b, c, |register, part| f32::from_bits(register >> (16 * part) << 16))
-            }
-            // The low 13 bits are not part of a tf32.
-            Element::Tf32 => self.run_with::<1>(a, b, c, |register, _| f32::from_bits(register & !0x1fff)),
+            Element::F16 => self.run_with::<2>(a, b, c, f16_part),
+            Element::Bf16 => self.run_with::<2>(a, b, c, bf16_part),
+            Element::Tf32 => self.run_with::<1>(a, b, c, tf32_part),
         }
     }
 

@@ -16,6 +16,7 @@ mod bits;
 mod compare;
 pub(crate) mod control;
 mod convert;
+mod eighth;
 mod exchange;
 mod float;
 mod half;
@@ -24,8 +25,10 @@ mod load_store;
 mod matrix;
 mod moves;
 mod numbers;
+pub(crate) mod print;
 #[cfg(test)]
 mod rows;
+mod sparse;
 
 /// What a line decodes to; none if it is another family's, or not known.
 type Decoded = Option<Arc<dyn Execute>>;
@@ -34,6 +37,7 @@ type Decoded = Option<Arc<dyn Execute>>;
 struct Act<F> {
     act: F,
     is_seen: bool,
+    is_private: bool,
     pass: Pass,
 }
 
@@ -45,6 +49,10 @@ impl<R: Outcome, F: Fn(&mut Step) -> R + Send + Sync> Execute for Act<F> {
 
     fn is_seen(&self) -> bool {
         self.is_seen
+    }
+
+    fn is_private(&self) -> bool {
+        self.is_private
     }
 
     fn pass(&self) -> Pass {
@@ -71,17 +79,22 @@ impl Outcome for Done {
 
 /// An instruction that only its own lanes know of.
 fn code<R: Outcome>(act: impl Fn(&mut Step) -> R + Send + Sync + 'static) -> Decoded {
-    Some(Arc::new(Act { act, is_seen: false, pass: Pass::Lanes }))
+    Some(Arc::new(Act { act, is_seen: false, is_private: true, pass: Pass::Lanes }))
 }
 
 /// An instruction that others may see, or that waits for them.
 fn seen(act: impl Fn(&mut Step) -> Done + Send + Sync + 'static) -> Decoded {
-    Some(Arc::new(Act { act, is_seen: true, pass: Pass::Checked }))
+    Some(Arc::new(Act { act, is_seen: true, is_private: false, pass: Pass::Checked }))
 }
 
 /// An instruction that sees to poison itself: which of its results have it.
 fn with_poison<R: Outcome>(is_seen: bool, act: impl Fn(&mut Step) -> R + Send + Sync + 'static) -> Decoded {
-    Some(Arc::new(Act { act, is_seen, pass: Pass::Own }))
+    Some(Arc::new(Act { act, is_seen, is_private: false, pass: Pass::Own }))
+}
+
+/// The same of what its own lanes' registers make alone.
+fn private_with_poison(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Decoded {
+    Some(Arc::new(Act { act, is_seen: false, is_private: true, pass: Pass::Own }))
 }
 
 struct Family {
@@ -100,8 +113,8 @@ macro_rules! families {
     };
 }
 families!(
-    moves, integer, float, load_store, compare, bits, convert, half, control, barrier, exchange, atomics, async_copy,
-    matrix
+    moves, integer, float, load_store, compare, bits, convert, eighth, half, control, barrier, exchange, atomics,
+    async_copy, matrix
 );
 
 /// Decodes an instruction: none that is not known.

@@ -4,7 +4,7 @@ use super::lanewise;
 use super::{Decoded, code};
 use crate::lanes::{LANES, Lanes};
 use crate::line::Line;
-use crate::operand::{LOCAL_WINDOW, SHARED_WINDOW, resolve};
+use crate::operand::{LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, resolve};
 use crate::syntax::{Operand, Space, Type};
 
 pub(super) fn decode(line: &Line) -> Decoded {
@@ -43,8 +43,7 @@ pub(super) fn decode(line: &Line) -> Decoded {
             let base = match line.space()? {
                 Space::Shared => SHARED_WINDOW,
                 Space::Local => LOCAL_WINDOW,
-                // Parameters have no generic addresses here.
-                Space::Param => return None,
+                Space::Param => PARAMETER_WINDOW,
                 _ => 0,
             };
             let base = if line.has("to") { base.wrapping_neg() } else { base };
