@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::corpus::{Corpus, Part, cached};
 use crate::methods::Method;
+use crate::recipe::{config, dataset};
 use crate::run::{Config, Images, Run};
-use crate::subject::{config, dataset};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 

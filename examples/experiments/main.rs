@@ -34,6 +34,7 @@ mod model;
 #[path = "../train/photos.rs"]
 #[allow(dead_code)]
 mod photos;
+mod recipe;
 mod report;
 #[path = "../train/resnet.rs"]
 mod resnet;
@@ -55,10 +56,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 
 use corpus::Part;
 use losses::{Choice, LOSSES, Loss};
+use report::{Outcome, Sweep, Trial};
 use subject::{Heads, Measures, Networks, Subject};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -108,26 +109,6 @@ struct Arguments {
     out: PathBuf,
 }
 
-/// What the search saw of a choice.
-#[derive(Debug, Clone, Serialize)]
-struct Trial {
-    choice: Choice,
-    /// Mean accuracy of the classes on the validation, %
-    validation: f64,
-}
-
-/// A loss and what came of it on the test.
-#[derive(Debug, Clone, Serialize)]
-struct Outcome {
-    loss: Loss,
-    choice: Choice,
-    trials: Vec<Trial>,
-    /// (seeds)
-    test: Vec<Measures>,
-    /// Median time of the op on one batch, loss and gradients, ms
-    step_ms: Option<f64>,
-}
-
 /// Seeds of the search begin here, those of the comparison at 0.
 const SEARCH: u64 = 1000;
 /// Values of K and τ around what DBM-BS chose (Fig. 3).
@@ -168,15 +149,12 @@ fn experiments(arguments: &Arguments) -> Result<()> {
         outcomes = compared.0.into_iter().map(timed).collect::<Result<_>>()?;
         sweep = compared.1;
     }
-    let text = report::markdown(&corpus, arguments, &outcomes, &sweep);
+    let text = report::markdown(&corpus, arguments.seeds, arguments.epochs, &outcomes, &sweep);
     println!("\n{text}");
     report::write(&arguments.out.join(&name), &corpus, &outcomes, &sweep, &text)?;
     println!("Written to {}.", arguments.out.display());
     Ok(())
 }
-
-/// DBM-BS with other K and τ, (choice, seeds).
-type Sweep = Vec<(Choice, Vec<Measures>)>;
 
 /// Search on the validation, then the test.
 fn compare(arguments: &Arguments, subject: &impl Subject, losses: &[Loss]) -> Result<(Vec<Outcome>, Sweep)> {

@@ -6,10 +6,32 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::corpus::Corpus;
-use crate::losses::Choice;
+use crate::losses::{Choice, Loss};
 use crate::statistics::{Difference, Mean, holm};
 use crate::subject::Measures;
-use crate::{Arguments, Outcome, Sweep};
+
+/// What the search saw of a choice.
+#[derive(Debug, Clone, Serialize)]
+pub struct Trial {
+    pub choice: Choice,
+    /// Mean accuracy of the classes on the validation, %
+    pub validation: f64,
+}
+
+/// A loss and what came of it on the test.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    pub loss: Loss,
+    pub choice: Choice,
+    pub trials: Vec<Trial>,
+    /// (seeds)
+    pub test: Vec<Measures>,
+    /// Median time of the op on one batch, loss and gradients, ms
+    pub step_ms: Option<f64>,
+}
+
+/// DBM-BS with other K and τ, (choice, seeds).
+pub type Sweep = Vec<(Choice, Vec<Measures>)>;
 
 /// What is claimed, by the paper or by us: the first is better than the second. Those of losses that were not run are left out.
 const CLAIMS: [(&str, &str, &str); 23] = [
@@ -53,10 +75,10 @@ fn difference(here: &[Measures], there: &[Measures]) -> Difference {
     Difference::of((&here.0, &here.1), (&there.0, &there.1))
 }
 
-pub fn markdown(corpus: &Corpus, arguments: &Arguments, outcomes: &[Outcome], sweep: &Sweep) -> String {
+pub fn markdown(corpus: &Corpus, seeds: u64, epochs: usize, outcomes: &[Outcome], sweep: &Sweep) -> String {
     let mut text = format!(
         "{}; {} seeds, {} epochs, groups are thirds of the classes by training samples.\n\n",
-        corpus.title, arguments.seeds, arguments.epochs
+        corpus.title, seeds, epochs
     );
     text += "| Loss | All | Many | Medium | Few | lr | s | weight decay | margin | angle to the own centre: many, medium, few | separability: many, medium, few | op, ms |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n";
     for Outcome { loss, choice, test, step_ms, .. } in outcomes {
