@@ -166,7 +166,8 @@ def main():
 
     failed = [result for result in results if result[2]]
     for name, error in skipped:
-        print(f"SKIPPED: {name}: {error}")
+        tool = "pip" if isinstance(error, subprocess.CalledProcessError) and "pip" in error.cmd else "cargo"
+        print(f"SKIPPED: {name}: {f'{tool} could not bring them' if isinstance(error, subprocess.CalledProcessError) else error}")
     print(f"{len(results) - len(failed)} of {len(results)} pass, {len(seeds)} orders each, {time.monotonic() - started:.0f} s")
     if not (chosen.tenth or chosen.name or chosen.seeds or skipped):
         versions = f"{PACKAGES['cutlass'][0]}, {PACKAGES['triton'][0]}, {'=='.join(FLASH)}"
