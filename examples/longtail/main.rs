@@ -344,7 +344,8 @@ fn search(arguments: &Arguments, dataset: &Dataset, tensors: &Tensors, recipe: &
             ..first
         };
         let mut tried: Vec<(LossSettings, f64)> = Vec::new();
-        let axes: [(&[f64], fn(&mut LossSettings, f64)); 3] = [
+        type Set = fn(&mut LossSettings, f64);
+        let axes: [(&[f64], Set); 3] = [
             (&[1e-3, 3e-3, 1e-2], |settings, lr| settings.lr = lr),
             (if loss == Loss::Ce { &[1.0] } else { &[8.0, 12.0, 16.0, 24.0, 32.0] }, |settings, scale| {
                 settings.scale = scale

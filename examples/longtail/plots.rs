@@ -106,8 +106,8 @@ fn accuracy(root: &Area, losses: &[Loss], dataset: &Dataset, outcomes: &[Outcome
 
 /// What the paper claims: differences between losses paired by seed, with their 95 % intervals.
 fn differences(root: &Area, gains: &[Gain]) -> Plotted {
-    let series: [(&str, RGBColor, fn(&Gain) -> Option<Interval>); 2] =
-        [("All", ALL, |gain| gain.all), ("Few", GROUPS[2].1, |gain| gain.few)];
+    type Pick = fn(&Gain) -> Option<Interval>;
+    let series: [(&str, RGBColor, Pick); 2] = [("All", ALL, |gain| gain.all), ("Few", GROUPS[2].1, |gain| gain.few)];
     let ends = |of: Interval| [of.mean - of.half.unwrap_or(0.0), of.mean + of.half.unwrap_or(0.0)];
     let all = || gains.iter().flat_map(|gain| series.iter().filter_map(move |(_, _, of)| of(gain))).flat_map(ends);
     let (low, high) = (all().fold(-1.0, f64::min), all().fold(1.0, f64::max));
