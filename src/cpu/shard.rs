@@ -60,7 +60,7 @@ where
             parts.into_par_iter().for_each(|((all, out), buffer)| {
                 let mut memory = self.memory(buffer);
                 for (rows, out) in all.chunks(plan.rows).zip(out.chunks_mut(plan.rows)) {
-                    let block = P::load(self, rows, memory.unit);
+                    let block = P::load(self, rows, memory.unit, false);
                     let mut accumulated = Accumulated::new(rows.len());
                     let mut cosines = vec![f64::INFINITY; rows.len()];
                     for range in ranges(self.c, plan.range) {

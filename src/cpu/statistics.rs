@@ -208,9 +208,9 @@ where
 }
 
 /// A target's cosine in f64: ψ′ takes an error of it by 1/θ², so that f32's is all of dX at small angles. Of each side the row, whether it is divided by
-/// its own length, and what it is multiplied by if not.
+/// its own length, and what it is multiplied by if not; `limit` is the largest, 1 of a cosine.
 #[inline(always)]
-pub(super) fn exact_cosine<T: Real>(x: (&[T], bool, f64), w: (&[T], bool, f64)) -> f64 {
+pub(super) fn exact_cosine<T: Real>(x: (&[T], bool, f64), w: (&[T], bool, f64), limit: f64) -> f64 {
     let (xx, ww, xw) = vector::dots(x.0, w.0);
     let x_inverse = if x.1 { 1.0 / xx.sqrt() } else { x.2 };
     let w_inverse = if w.1 { 1.0 / ww.sqrt() } else { w.2 };
