@@ -65,6 +65,7 @@ if [ "$nvcc" = yes ]; then
     skip "tests/gradient.rs and oracle.rs on CUDA: two of four sizes, 100 of 400 random cases" "minutes of emulation"
     skip "tests/silicon: all suites, sizes that are no emulated device's" "sh tests/silicon/pack.sh makes them, a machine with a GPU runs them"
     skip "tests/figures.rs: N, C, D = 256, 8142, 2048; 256, 1000, 2048 in f32" "half an hour of emulation; MARGIN_LOSS_RECORD=1 runs them"
+    skip "tests/emulator/third-party: nine tenths of CUTLASS's, Triton's and FlashAttention's kernels" "sh tests/emulator/run.sh python3 tests/emulator/third-party/suite.py: a quarter of an hour"
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
     suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users --test row_margins"
     # shellcheck disable=SC2086
@@ -82,6 +83,16 @@ if [ "$nvcc" = yes ]; then
     streaming=$!
     # shellcheck disable=SC2086
     MARGIN_LOSS_DEVICE=cuda cuda $suites
+    # Kernels that nobody here wrote, a tenth of them; what cannot be downloaded is skipped by name.
+    sh tests/emulator/run.sh python3 tests/emulator/third-party/suite.py --tenth >target/test-logs/third-party || { cat target/test-logs/third-party; exit 1; }
+    cat target/test-logs/third-party
+    while IFS= read -r line; do
+        [ -n "$line" ] || continue
+        name=${line#SKIPPED: }
+        skip "${name%%: *}" "${name#*: }"
+    done <<end
+$(grep '^SKIPPED: ' target/test-logs/third-party || true)
+end
     MARGIN_LOSS_DEVICE=cuda cuda --test train -- a_few_steps_of_every_method
     cuda --test sass
     # Every way that the benchmark times, checked and run once, and the main job on the device, with little to do.

@@ -1,7 +1,7 @@
 //! What a step costs a GPU, counted: launches, bytes, bank conflicts, tensor-core work and memory, by the emulated device's counters, of this crate
 //! and of the loss composed of Candle's ops. The table is `kernels/figures.md`; the limits that must hold stand here.
 //! `MARGIN_LOSS_RECORD=1` writes the table anew, with the largest sizes too (half an hour of emulation); `=quick` the lines
-//! that are checked, `=ours` those of this crate.
+//! that are checked, `=ours` those of this crate, `="256 8142 2048 bf16"` those of this crate at a size and type.
 #![cfg(feature = "cuda")]
 #![allow(missing_docs)]
 
@@ -125,6 +125,7 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
     let asked = std::env::var("MARGIN_LOSS_RECORD").ok();
     let (record, quick) = (asked.is_some(), asked.as_deref() == Some("quick"));
     let all = asked.as_deref() == Some("1");
+    let only = asked.filter(|asked| asked.contains(' '));
     let recorded_path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/figures.md");
     let recorded = std::fs::read_to_string(recorded_path).unwrap_or_default();
 
@@ -145,6 +146,9 @@ fn a_step_costs_what_is_recorded() -> Result<()> {
     ];
     for (n, c, d, dtype, long) in sizes {
         if long && (!record || quick) {
+            continue;
+        }
+        if only.as_ref().is_some_and(|only| *only != format!("{n} {c} {d} {}", dtype.as_str())) {
             continue;
         }
         let x = Tensor::randn(0f32, 1., (n, d), &Device::Cpu)?.to_dtype(dtype)?.to_device(&gpu)?;

@@ -46,15 +46,15 @@ struct Options {
     /// Threads, where they are the engine
     #[arg(long, default_value_t = 1)]
     ranks: usize,
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 4)]
     epochs: usize,
     /// Rows of a step, of all ranks
     #[arg(long, default_value_t = 256)]
     batch: usize,
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.01)]
     lr: f64,
     /// Of the centres, whose gradients are those of few rows each
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.3)]
     centres_lr: f64,
     /// Dimensions of the features
     #[arg(long, default_value_t = 128)]

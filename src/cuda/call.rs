@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use cudarc::driver::{CudaStream, result};
 
 use super::device::{Kernels, check_capture};
-use super::kind::{Accumulator, Kind, sizes};
+use super::kind::{Accumulator, Kind};
 use super::memory::{by_rows, pointer};
 use super::params::{self, MarginLossCall, MarginLossChunk};
 use super::plan::{Chunk, Limits, Sizes, align};
@@ -149,7 +149,7 @@ pub(super) fn with_call<R>(
     let limits = tables.kernels.limits;
     let budget = problem.params().workspace_bytes.unwrap_or(DEFAULT_CUDA_WORKSPACE_BYTES);
     let kind = Kind::of(problem, &limits, budget);
-    let sizes = sizes(problem, kind);
+    let sizes = kind.problem_sizes([problem.n, problem.c, problem.d]);
     work(&mut Call {
         problem,
         stream: &stream,

@@ -1,8 +1,8 @@
 //! Which of a kernel's kinds a problem takes, and what that kind takes of memory.
 
+use candle_core::DType;
 use candle_core::cuda::gemm_reduced_precision_f32;
 use candle_core::cuda_backend::CudaDType;
-use candle_core::{DType, Tensor};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
 use super::params;
@@ -54,7 +54,12 @@ impl Kind {
 
     pub fn of(problem: &Problem, limits: &Limits, budget: usize) -> Self {
         let (x, w) = (problem.features.dtype(), problem.weight.dtype());
-        let wide = problem.d >= Self::LEAST_DIMENSIONS;
+        Self::choose(x, w, [problem.n, problem.c, problem.d], problem.params().streaming, limits, budget)
+    }
+
+    /// Of N, C, D.
+    pub fn choose(x: DType, w: DType, ncd: [usize; 3], streaming: bool, limits: &Limits, budget: usize) -> Self {
+        let wide = ncd[2] >= Self::LEAST_DIMENSIONS;
         let by = match (x, w) {
             (DType::F64, _) => Products::Fma,
             (DType::F16 | DType::BF16, w) if w == x && wide => Products::TensorCores,
@@ -68,11 +73,11 @@ impl Kind {
         }
         let wide = Self { by: Products::Wide, ..narrow };
         let fits = |kind: Self| {
-            let sizes = sizes(problem, kind);
-            !problem.params().streaming && Fused::new(&sizes, limits, &kind.sizes(), budget, true, true).is_some()
+            let sizes = kind.problem_sizes(ncd);
+            !streaming && Fused::new(&sizes, limits, &kind.sizes(), budget, true, true).is_some()
         };
         // One launch before wide tiles.
-        let is_wide = sizes(problem, wide).are_wide(limits, &wide.sizes()) && (fits(wide) || !fits(narrow));
+        let is_wide = wide.problem_sizes(ncd).are_wide(limits, &wide.sizes()) && (fits(wide) || !fits(narrow));
         if is_wide { wide } else { narrow }
     }
 
@@ -135,21 +140,20 @@ impl Kind {
             alone: if self.by == Products::Fma { 2 } else { 6 },
         }
     }
-}
 
-/// A problem's sizes as the plans take them.
-pub(super) fn sizes(problem: &Problem, kind: Kind) -> Sizes {
-    let bytes = |tensor: &Tensor| tensor.dtype().size_in_bytes();
-    let (tile, contract_tile) = kind.tiles();
-    Sizes {
-        n: problem.n,
-        c: problem.c,
-        d: problem.d,
-        x: bytes(problem.features),
-        w: bytes(problem.weight),
-        g: kind.g(),
-        sum: problem.accumulation_dtype().size_in_bytes(),
-        tile,
-        contract_tile,
+    /// A problem's N, C, D and what this kind makes of them, as the plans take them.
+    pub fn problem_sizes(self, [n, c, d]: [usize; 3]) -> Sizes {
+        let (tile, contract_tile) = self.tiles();
+        Sizes {
+            n,
+            c,
+            d,
+            x: self.x.size_in_bytes(),
+            w: self.w.size_in_bytes(),
+            g: self.g(),
+            sum: if self.x == DType::F64 { 8 } else { 4 },
+            tile,
+            contract_tile,
+        }
     }
 }

@@ -21,6 +21,8 @@ mod modules;
 mod outputs;
 mod params;
 mod plan;
+#[cfg(test)]
+mod predicted;
 mod scale;
 mod states;
 mod stream_backward;

@@ -220,15 +220,16 @@ impl Fused {
                 });
             }
         }
-        let plan = Backward::new(sizes, limits, budget, dx, dw);
+        // Of a row tile, no more parts than it has class tiles.
+        let partials = align(class_tiles * sizes.n * kind.statistics);
+        let plan = Backward::beside(partials, sizes, limits, budget, dx, dw);
         let [chunk] = &plan.chunks[..] else { return None };
         let contractions = chunk.contract_blocks(sizes);
         // As many blocks a multiprocessor as there is room for: they hide each other's waiting.
         (1..=params::MARGIN_LOSS_STEP_BLOCKS as usize).rev().find_map(|blocks_a_multiprocessor| {
             let blocks = (blocks_a_multiprocessor * limits.multiprocessors).min(tiles.max(contractions));
             let shared = kind.shared + kept(tiles.div_ceil(blocks));
-            // Of a row tile, no more parts than it has class tiles.
-            let bytes = plan.bytes() + align(class_tiles * sizes.n * kind.statistics);
+            let bytes = plan.bytes() + partials;
             (limits.fit(blocks_a_multiprocessor, shared) && bytes <= budget).then(|| Self {
                 blocks,
                 blocks_a_multiprocessor,
@@ -303,22 +304,27 @@ impl Backward {
     /// All of g at once where it fits; else chunks of classes with all rows, if dX can be summed over them; else chunks of classes for dW,
     /// and chunks of rows for dX: two more products, but each gradient is whole after one chunk, or a few.
     pub fn new(sizes: &Sizes, limits: &Limits, budget: usize, dx: bool, dw: bool) -> Self {
+        Self::beside(0, sizes, limits, budget, dx, dw)
+    }
+
+    /// With `beside` bytes of the workspace that are others'.
+    fn beside(beside: usize, sizes: &Sizes, limits: &Limits, budget: usize, dx: bool, dw: bool) -> Self {
         let &Sizes { n, c, d, g, sum, .. } = sizes;
         let mut plan = Self::default();
         if n == 0 || !(dx || dw) {
             return plan;
         }
-        let room = budget - budget / 4; // a quarter is for split sums
+        let room = budget - budget / 4; // a quarter is for split sums, and for what is beside
         let dots = sum * sizes.row_tiles(); // of one class
         let whole = sizes.pad(c) * (g * n + if dw { dots } else { 0 }) <= room;
         // dX of a half type is rounded once: chunks of classes need its sums beside it.
         let dx_sums = if dx && sizes.x < sum { sum * n * d } else { 0 };
         let classes = sizes.tiles_in(room.saturating_sub(dx_sums), g * n + dots);
         if whole {
-            plan.add(sizes, limits, budget, 0..n, 0..c, dx, dw);
+            plan.add(beside, sizes, limits, budget, 0..n, 0..c, dx, dw);
         } else if classes > 0 && (!dx || dx_sums <= room / 2) {
             for classes in chunks(c, classes) {
-                plan.add(sizes, limits, budget, 0..n, classes, dx, dw);
+                plan.add(beside, sizes, limits, budget, 0..n, classes, dx, dw);
             }
         } else {
             if dw {
@@ -335,7 +341,7 @@ impl Backward {
                 };
                 for classes in chunks(c, classes) {
                     for rows in chunks(n, rows) {
-                        plan.add(sizes, limits, budget, rows, classes.clone(), false, true);
+                        plan.add(beside, sizes, limits, budget, rows, classes.clone(), false, true);
                     }
                 }
             }
@@ -350,7 +356,7 @@ impl Backward {
                     if rows * g * sizes.pad(c) <= room { c } else { sizes.tiles_in(rest, g * rows).max(sizes.tile) };
                 for rows in chunks(n, rows) {
                     for classes in chunks(c, classes) {
-                        plan.add(sizes, limits, budget, rows.clone(), classes, true, false);
+                        plan.add(beside, sizes, limits, budget, rows.clone(), classes, true, false);
                     }
                 }
             }
@@ -361,6 +367,7 @@ impl Backward {
     #[allow(clippy::too_many_arguments)]
     fn add(
         &mut self,
+        beside: usize,
         sizes: &Sizes,
         limits: &Limits,
         budget: usize,
@@ -378,23 +385,27 @@ impl Backward {
         let least = if contract_tile == WIDE_TILE { LEAST_WIDE_STEPS } else { LEAST_STEPS };
         let steps = ((dw_tiles * dw_steps + dx_tiles * dx_steps) / blocks).max(least);
         let sums = contract_tile * contract_tile * sum;
-        // What is left of the quarter for split sums, each gradient half of it.
-        let splits = |tiles: usize, own: usize| {
-            let room = budget / 8 / (sums * tiles).max(1);
-            (own / steps).min(room).max(1)
-        };
-        let (dw_splits, dx_splits) = (splits(dw_tiles, dw_steps), splits(dx_tiles, dx_steps));
-        // Tiles that are not split have no partial sums and no counter.
-        let split = |tiles: usize, splits: usize| if splits > 1 { (tiles * splits * sums, tiles) } else { (0, 0) };
-        let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
         let stride = sizes.pad(classes.len());
-        let memory = Memory {
+        let mut memory = Memory {
             g: rows.len() * stride * g,
             class_dots: if dw { sizes.row_tiles() * stride * sum } else { 0 },
-            partial_sums: dw_split.0 + dx_split.0,
+            partial_sums: 0,
             dx_sums: if dx && x < sum && classes.len() < c { rows.len() * d * sum } else { 0 },
             dw_sums: if dw && w < sum && rows.len() < n { classes.len() * d * sum } else { 0 },
         };
+        // Split sums have what is left, a quarter or more. dX's come first: they are longer.
+        let mut room = budget.saturating_sub(beside + memory.bytes());
+        let mut splits = |tiles: usize, own: usize| {
+            let count = (own / steps).min(room / (sums * tiles).max(1)).max(1);
+            room -= if count > 1 { tiles * count * sums } else { 0 };
+            count
+        };
+        let dx_splits = splits(dx_tiles, dx_steps);
+        let dw_splits = splits(dw_tiles, dw_steps);
+        // Tiles that are not split have no partial sums and no counter.
+        let split = |tiles: usize, splits: usize| if splits > 1 { (tiles * splits * sums, tiles) } else { (0, 0) };
+        let (dw_split, dx_split) = (split(dw_tiles, dw_splits), split(dx_tiles, dx_splits));
+        memory.partial_sums = dw_split.0 + dx_split.0;
         let arrivals = dw_split.1 + dx_split.1;
         self.chunks.push(Chunk { rows, classes, dx, dw, dx_splits, dw_splits, stride, memory, arrivals });
     }
@@ -569,6 +580,18 @@ mod tests {
         let [chunk] = &plan.chunks[..] else { panic!("{plan:?}") };
         assert!(chunk.dx_splits >= 16 && chunk.dw_splits == 1, "{chunk:?}");
         assert!(chunk.memory.partial_sums <= 4 * MIB);
+    }
+
+    /// dX's sums over 8142 classes, in 32 tiles, are every multiprocessor's: their parts have what g and the statistics leave of the workspace.
+    #[test]
+    fn split_sums_take_what_is_left() {
+        let wide = KindSizes { shared: params::MARGIN_LOSS_STEP_SHARED_WIDE as usize, ..TENSOR };
+        let sizes = Sizes { tile: WIDE_TILE, contract_tile: WIDE_TILE, ..sizes(256, 8142, 2048, 2, 2) };
+        for (budget, splits) in [(6 * MIB, 1), (12 * MIB, 3), (16 * MIB, 4), (256 * MIB, 4)] {
+            let plan = Fused::new(&sizes, &H100, &wide, budget, true, true).unwrap();
+            assert_eq!((plan.chunk.dx_splits, plan.chunk.dw_splits), (splits, 1), "{budget}");
+            assert!(plan.bytes <= budget && plan.partials + 64 * 256 * 32 <= plan.bytes, "{plan:?}");
+        }
     }
 
     /// stream_backward takes what has few enough tiles along all three sides, dX or dW or both, and nothing else.

@@ -101,8 +101,7 @@ impl Mpi {
         Err(Error::Sharded(why))
     }
 
-    /// Exchanges bytes: `send(q)` are the rows that go to rank q, in `rows` by number and of `row` bytes; those that come from q are
-    /// `receive[q]` rows, all of them into `out`, by rank.
+    /// Exchanges rows of `row` bytes, of which `counts` are each rank's: this rank's `bytes` for what comes, by rank, into `out`.
     fn exchange(&self, intent: Intent, bytes: &[u8], counts: &[usize], row: usize, out: &mut [u8]) -> Result<()> {
         let mut state = self.lock();
         let shape = counts

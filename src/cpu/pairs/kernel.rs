@@ -165,8 +165,11 @@ mod micro {
             // A lane's sum of dX is larger than the second-level cache: without this a third of dX's time is waiting for it (D = 2048).
             for row in 0..M {
                 for v in 0..V {
-                    // SAFETY: a prefetch of any address is allowed.
-                    unsafe { _mm_prefetch::<_MM_HINT_ET0>(dst.wrapping_add(row * stride + 16 * v).cast()) };
+                    // SAFETY: a prefetch of any address is allowed. Newer compilers know.
+                    #[allow(unused_unsafe)]
+                    unsafe {
+                        _mm_prefetch::<_MM_HINT_ET0>(dst.wrapping_add(row * stride + 16 * v).cast())
+                    };
                 }
             }
         }

@@ -133,8 +133,8 @@ extern "C" __global__ void prefetch_chosen(float* o, const float* a, int steps) 
 extern "C" __global__ void prefetch_kept(float* o, const float* a, int steps) { prefetch<KEPT>(o, a, steps); }
 
 // Half of the lanes decide by what nobody has written which of two constants a register gets: that is a value of theirs like any other. It is a
-// fault where it is stored, and so is a way on which more happens than registers show: a store, or another round of a loop.
-enum Way { UNUSED, USED, STORING, LOOPING };
+// fault where it is stored, and so is a way on which more happens than registers show: a store, a group of copies, another round of a loop.
+enum Way { UNUSED, USED, STORING, COPYING, LOOPING };
 template <Way WAY> __device__ void choice(float* o, const float* a) {
     __shared__ float s[64];
     int t = threadIdx.x;
@@ -145,6 +145,8 @@ template <Way WAY> __device__ void choice(float* o, const float* a) {
     if (WAY == STORING)
         asm volatile("{ .reg .pred p; setp.gt.f32 p, %1, 0f40A00000; @p bra A%=; mov.f32 %0, 0f3F800000; st.shared.f32 [%2], %0; bra.uni B%=;\n"
                      "A%=: mov.f32 %0, 0f40000000;\n B%=: }" : "+f"(y) : "f"(x), "r"(to) : "memory");
+    else if (WAY == COPYING)
+        asm volatile("{ .reg .pred p; setp.gt.f32 p, %1, 0f40A00000; mov.f32 %0, 0f3F800000; @p bra A%=; cp.async.commit_group;\n A%=: }" : "+f"(y) : "f"(x) : "memory");
     else if (WAY == LOOPING)
         asm volatile("{ .reg .pred p;\n A%=: add.f32 %0, %0, 0f3F800000; setp.lt.f32 p, %0, %1; @p bra A%=; }" : "+f"(y) : "f"(x));
     else
@@ -155,6 +157,7 @@ template <Way WAY> __device__ void choice(float* o, const float* a) {
 extern "C" __global__ void choice_ok(float* o, const float* a) { choice<UNUSED>(o, a); }
 extern "C" __global__ void choice_used(float* o, const float* a) { choice<USED>(o, a); }
 extern "C" __global__ void choice_storing(float* o, const float* a) { choice<STORING>(o, a); }
+extern "C" __global__ void choice_copying(float* o, const float* a) { choice<COPYING>(o, a); }
 extern "C" __global__ void choice_looping(float* o, const float* a) { choice<LOOPING>(o, a); }
 
 // Fragments of a stage that is still on its way, multiplied into sums that nobody stores; or of which one row is stored.

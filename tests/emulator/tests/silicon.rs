@@ -119,7 +119,7 @@ fn what_is_read_and_not_used() {
     assert!(
         o.iter().take(16).enumerate().all(|(i, &v)| v == [1.0, 2.0, 3.0][usize::from(i > 5) + usize::from(i > 10)])
     );
-    for kernel in ["used", "storing", "looping"] {
+    for kernel in ["used", "storing", "copying", "looping"] {
         reported(&format!("choice_{kernel}"), warp, 0, unwritten);
     }
     let o = runs("fragments_ok", warp, 0);

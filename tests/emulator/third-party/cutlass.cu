@@ -11,7 +11,8 @@
 namespace g = cutlass::gemm;
 using cutlass::bfloat16_t;
 using cutlass::half_t;
-using T = cutlass::layout::RowMajor;     // as BLAS calls it, of A; B is the other way round
+// As BLAS calls them, where columns are what is contiguous.
+using T = cutlass::layout::RowMajor;
 using N = cutlass::layout::ColumnMajor;
 template <int M, int N, int K>
 using Shape = g::GemmShape<M, N, K>;
@@ -24,11 +25,6 @@ template <> constexpr int bits<half_t> = 11;
 template <> constexpr int bits<bfloat16_t> = 8;
 template <> constexpr int bits<int8_t> = 31;
 template <> constexpr int bits<int> = 31;
-
-// The other operand's layout of the same letter.
-template <class L> struct OfB;
-template <> struct OfB<T> { using Layout = cutlass::layout::RowMajor; };
-template <> struct OfB<N> { using Layout = cutlass::layout::ColumnMajor; };
 
 template <class Layout>
 size_t place(int row, int column, int rows, int columns) {
@@ -124,12 +120,14 @@ template <class In, class Out, class Sum, class LA, class LB, class Class, class
           Way way = plain, class Operator = cutlass::arch::OpMultiplyAdd, int fraction = bits<In>>
 struct Product {
     using Compute = typename std::conditional<std::is_same<Sum, half_t>::value, half_t, Sum>::type;
-    using End = cutlass::epilogue::thread::LinearCombination<Out, std::is_same<Class, cutlass::arch::OpClassSimt>::value ? 1 : 128 / cutlass::sizeof_bits<Out>::value < step
-        ? 128 / cutlass::sizeof_bits<Out>::value : step, Sum, Compute>;
-    using Plain = g::device::Gemm<In, LA, In, typename OfB<LB>::Layout, Out, cutlass::layout::RowMajor, Sum, Class, cutlass::arch::Sm80, Block, Warp, One, End,
-                                  g::threadblock::GemmIdentityThreadblockSwizzle<>, stages, step, step, way == serial, Operator>;
-    using Streamed = g::device::GemmUniversal<In, LA, In, typename OfB<LB>::Layout, Out, cutlass::layout::RowMajor, Sum, Class, cutlass::arch::Sm80, Block, Warp, One,
-                                              End, g::threadblock::ThreadblockSwizzleStreamK, stages, step, step, Operator>;
+    // Of the results as many at a time as 16 bytes have, or as the operands allow.
+    static constexpr int WHOLE = 128 / cutlass::sizeof_bits<Out>::value;
+    static constexpr int WIDTH = std::is_same<Class, cutlass::arch::OpClassSimt>::value ? 1 : WHOLE < step ? WHOLE : step;
+    using End = cutlass::epilogue::thread::LinearCombination<Out, WIDTH, Sum, Compute>;
+    using Plain = g::device::Gemm<In, LA, In, LB, Out, cutlass::layout::RowMajor, Sum, Class, cutlass::arch::Sm80, Block,
+                                  Warp, One, End, g::threadblock::GemmIdentityThreadblockSwizzle<>, stages, step, step, way == serial, Operator>;
+    using Streamed = g::device::GemmUniversal<In, LA, In, LB, Out, cutlass::layout::RowMajor, Sum, Class,
+                                              cutlass::arch::Sm80, Block, Warp, One, End, g::threadblock::ThreadblockSwizzleStreamK, stages, step, step, Operator>;
     using Gemm = typename std::conditional<way == stream, Streamed, Plain>::type;
 
     static void add(std::vector<Case>& cases, const std::string& name) { cases.push_back({name, sizes<Gemm, way, fraction, bits<Sum>, step>}); }
@@ -224,6 +222,8 @@ using Tf32 = Shape<16, 8, 8>;
 using One = Shape<1, 1, 1>;
 using Plainly = cutlass::arch::OpMultiplyAdd;
 using InThree = cutlass::arch::OpMultiplyAddFastF32;
+using Saturating = cutlass::arch::OpMultiplyAddSaturate;
+using Bytes = Shape<16, 8, 32>;
 
 int main(int argc, char** argv) {
     std::vector<Case> cases;
@@ -256,26 +256,40 @@ int main(int argc, char** argv) {
 #elif GROUP == 13
     four<double, double, double, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1>(cases, "f64 SIMT", "64x64x8, 2 stages");
 #elif GROUP == 14
-    Product<bfloat16_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, serial>::add(cases, "bf16 TN 64x64x32, split-K serial");
-    Product<half_t, half_t, float, N, N, Tensor, Shape<128, 64, 32>, Shape<64, 32, 32>, Half, 4, 8, serial>::add(cases, "f16 NN 128x64x32, split-K serial, to f16");
-    Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, serial, Plainly, 11>::add(cases, "tf32 NT 64x64x16, split-K serial");
-    Product<float, float, float, T, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1, serial>::add(cases, "f32 SIMT TT 64x64x8, split-K serial");
+    Product<bfloat16_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, serial>::add(
+        cases, "bf16 TN 64x64x32, split-K serial");
+    Product<half_t, half_t, float, N, N, Tensor, Shape<128, 64, 32>, Shape<64, 32, 32>, Half, 4, 8, serial>::add(
+        cases, "f16 NN 128x64x32, split-K serial, to f16");
+    Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, serial, Plainly, 11>::add(
+        cases, "tf32 NT 64x64x16, split-K serial");
+    Product<float, float, float, T, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1, serial>::add(
+        cases, "f32 SIMT TT 64x64x8, split-K serial");
 #elif GROUP == 15
-    Product<half_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, stream>::add(cases, "f16 TN 64x64x32, stream-K");
+    Product<half_t, float, float, T, N, Tensor, Shape<64, 64, 32>, Shape<32, 32, 32>, Half, 3, 8, stream>::add(
+        cases, "f16 TN 64x64x32, stream-K");
 #ifndef TENTH
-    Product<bfloat16_t, float, float, N, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8, stream>::add(cases, "bf16 NN 128x128x32, stream-K");
-    Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, stream, Plainly, 11>::add(cases, "tf32 NT 64x64x16, stream-K");
-    Product<float, float, float, T, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1, stream>::add(cases, "f32 SIMT TT 64x64x8, stream-K");
+    Product<bfloat16_t, float, float, N, N, Tensor, Shape<128, 128, 32>, Shape<64, 64, 32>, Half, 4, 8, stream>::add(
+        cases, "bf16 NN 128x128x32, stream-K");
+    Product<float, float, float, N, T, Tensor, Shape<64, 64, 16>, Shape<32, 32, 16>, Tf32, 3, 4, stream, Plainly, 11>::add(
+        cases, "tf32 NT 64x64x16, stream-K");
+    Product<float, float, float, T, T, Simt, Shape<64, 64, 8>, Shape<32, 32, 8>, One, 2, 1, stream>::add(
+        cases, "f32 SIMT TT 64x64x8, stream-K");
 #endif
 #elif GROUP == 16
-    Product<int8_t, int, int, T, N, Tensor, Shape<128, 128, 64>, Shape<64, 64, 64>, Shape<16, 8, 32>, 3, 16, plain, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 128x128x64, 3 stages");
-    Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 4, 16, plain, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 64x64x64, 4 stages");
-    Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 3, 16, stream, cutlass::arch::OpMultiplyAddSaturate>::add(cases, "s8 TN 64x64x64, stream-K");
+    Product<int8_t, int, int, T, N, Tensor, Shape<128, 128, 64>, Shape<64, 64, 64>, Bytes, 3, 16, plain, Saturating>::add(
+        cases, "s8 TN 128x128x64, 3 stages");
+    Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Bytes, 4, 16, plain, Saturating>::add(
+        cases, "s8 TN 64x64x64, 4 stages");
+    Product<int8_t, int, int, T, N, Tensor, Shape<64, 64, 64>, Shape<32, 32, 64>, Bytes, 3, 16, stream, Saturating>::add(
+        cases, "s8 TN 64x64x64, stream-K");
 #elif GROUP == 17
     add_sparse<half_t, float, Shape<128, 64, 64>, Shape<64, 32, 64>, Shape<16, 8, 32>, 3>(cases, "f16 half zeros TN 128x64x64, 3 stages");
-    add_sparse<bfloat16_t, float, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 4>(cases, "bf16 half zeros TN 64x64x64, 4 stages");
-    add_sparse<float, float, Shape<128, 64, 32>, Shape<64, 32, 32>, Shape<16, 8, 16>, 3, Plainly, 11>(cases, "tf32 half zeros TN 128x64x32, 3 stages");
-    add_sparse<int8_t, int, Shape<128, 64, 128>, Shape<64, 32, 128>, Shape<16, 8, 64>, 3, cutlass::arch::OpMultiplyAddSaturate>(cases, "s8 half zeros TN 128x64x128, 3 stages");
+    add_sparse<bfloat16_t, float, Shape<64, 64, 64>, Shape<32, 32, 64>, Shape<16, 8, 32>, 4>(
+        cases, "bf16 half zeros TN 64x64x64, 4 stages");
+    add_sparse<float, float, Shape<128, 64, 32>, Shape<64, 32, 32>, Shape<16, 8, 16>, 3, Plainly, 11>(
+        cases, "tf32 half zeros TN 128x64x32, 3 stages");
+    add_sparse<int8_t, int, Shape<128, 64, 128>, Shape<64, 32, 128>, Shape<16, 8, 64>, 3, Saturating>(
+        cases, "s8 half zeros TN 128x64x128, 3 stages");
 #endif
     return run_cases(cases, argc, argv);
 }

@@ -1,6 +1,6 @@
 //! `cp.async`: copies to shared memory that land when they are waited for, not before, with what is there then.
 
-use super::{Decoded, code, seen};
+use super::{Decoded, seen, with_poison};
 use crate::lanes::Lanes;
 use crate::line::Line;
 use crate::operand::{Order, Place, Src, resolve};
@@ -13,7 +13,9 @@ pub(super) fn decode(line: &Line) -> Decoded {
         return None;
     }
     match line.modifiers[..] {
-        ["async", "commit_group"] => code(|step| Lanes(step.active).for_each(|lane| step.warp.commits[lane] += 1)),
+        ["async", "commit_group"] => {
+            with_poison(false, |step| Lanes(step.active).for_each(|lane| step.warp.commits[lane] += 1))
+        }
         ["async", "wait_all"] => seen(|step| wait(step, None)),
         ["async", "wait_group"] => {
             let groups = line.integer(0)? as u32;

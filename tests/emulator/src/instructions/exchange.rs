@@ -1,6 +1,6 @@
 //! What lanes of a warp tell each other: shuffles, votes, matches, reductions.
 
-use super::{Decoded, code, with_poison};
+use super::{Decoded, with_poison};
 use crate::error::FaultKind;
 use crate::lanes::{L32, LANES, Lanes};
 use crate::line::Line;
@@ -13,7 +13,10 @@ pub(super) fn decode(line: &Line) -> Decoded {
     match line.name {
         "activemask" => {
             let dst = line.dst(0)?;
-            code(move |step| step.warp.put(dst, step.active, &[step.active; LANES]))
+            with_poison(false, move |step| {
+                step.warp.put(dst, step.active, &[step.active; LANES]);
+                step.spoil(dst, Taint::default());
+            })
         }
         "shfl" | "vote" | "match" | "redux" if !line.has("sync") => None,
         "shfl" => shuffle(line),

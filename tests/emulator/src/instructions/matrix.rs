@@ -4,7 +4,7 @@ use half::f16;
 use pulp::Arch;
 
 use super::adder::Adder;
-use super::{Decoded, seen, sparse, with_poison};
+use super::{Decoded, seen, with_poison};
 use crate::error::FaultKind;
 use crate::lanes::{L32, L64, LANES, Lanes};
 use crate::line::Line;
@@ -38,9 +38,6 @@ pub(super) fn whole_warp(act: impl Fn(&mut Step) + Send + Sync + 'static) -> Dec
 
 fn mma(line: &Line) -> Decoded {
     let modifiers = &line.modifiers;
-    if modifiers.first().is_some_and(|first| first.split("::").next() == Some("sp")) {
-        return sparse::decode(line);
-    }
     if !modifiers.starts_with(&["sync", "aligned"]) || !modifiers.windows(2).any(|w| w == ["row", "col"]) {
         return None;
     }

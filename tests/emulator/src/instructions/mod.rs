@@ -114,7 +114,7 @@ macro_rules! families {
 }
 families!(
     moves, integer, float, load_store, compare, bits, convert, eighth, half, control, barrier, exchange, atomics,
-    async_copy, matrix
+    async_copy, matrix, sparse
 );
 
 /// Decodes an instruction: none that is not known.

@@ -1,5 +1,5 @@
 //! Matrices with zeros: `mma.sp.sync`, in which a row of A has two of every four elements (in TF32 one of two, of 4 bits two pairs of four), and which
-//! ones is in a register of metadata. Of the shapes those of CUTLASS, whose products show where the metadata is.
+//! ones is in a register of metadata. Of the shapes those of CUTLASS: its products show where the metadata is of f16, bf16, TF32 and bytes.
 
 use super::Decoded;
 use super::adder::Adder;
@@ -40,7 +40,10 @@ fn column(metadata: Metadata, register: &L32, row: usize, q: usize, width: usize
 }
 
 pub(super) fn decode(line: &Line) -> Decoded {
-    let &[_, "sync", "aligned", shape, "row", "col", ..] = &line.modifiers[..] else { return None };
+    let &[sparse, "sync", "aligned", shape, "row", "col", ..] = &line.modifiers[..] else { return None };
+    if line.name != "mma" || !matches!(sparse, "sp" | "sp::ordered_metadata") {
+        return None;
+    }
     let bits = Type::Bits(4);
     let (dst, a, b, c) = (line.dsts(0)?, line.srcs(1, bits)?, line.srcs(2, bits)?, line.srcs(3, bits)?);
     let (from, selector) = (line.src(4, bits)?, usize::try_from(line.integer(5)?).ok()?);
@@ -138,4 +141,10 @@ pub(super) fn decode(line: &Line) -> Decoded {
         step.run.counters.mma_flop += (2 * M * N * k / 2) as u64;
         spoil_product(step, [&of_a, &b, &c], &dst, place);
     })
+}
+
+/// Matrices are a whole warp's: `tests/tensor.rs` has them.
+#[cfg(test)]
+pub(super) fn rows() -> Vec<super::rows::Row> {
+    Vec::new()
 }
