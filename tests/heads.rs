@@ -46,11 +46,36 @@ const CASES: [Case; 9] = [
     PLAIN,
     Case { name: "linear, no bias", bias: false, reduction: Reduction::Sum, ..PLAIN },
     Case { name: "linear, per row", reduction: Reduction::None, prior: true, ..PLAIN },
-    Case { name: "linear, scales, prior, weights, smoothed", scaled: true, prior: true, weighted: true, smoothing: 0.1, ..PLAIN },
-    Case { name: "linear, margin, scale, weighted mean", cosine: 0.3, scale: 2.0, weighted: true, reduction: Reduction::WeightedMean, ..PLAIN },
+    Case {
+        name: "linear, scales, prior, weights, smoothed",
+        scaled: true,
+        prior: true,
+        weighted: true,
+        smoothing: 0.1,
+        ..PLAIN
+    },
+    Case {
+        name: "linear, margin, scale, weighted mean",
+        cosine: 0.3,
+        scale: 2.0,
+        weighted: true,
+        reduction: Reduction::WeightedMean,
+        ..PLAIN
+    },
     Case { name: "W normalised", normalize: Normalize::Weight, bias: false, scale: 3.0, scaled: true, ..PLAIN },
     Case { name: "cosines, scales", normalize: Normalize::Both, bias: false, scale: 16.0, scaled: true, ..PLAIN },
-    Case { name: "cosines, scales, CosFace, smoothed, per row", normalize: Normalize::Both, bias: false, scale: 64.0, cosine: 0.35, scaled: true, prior: true, smoothing: 0.2, reduction: Reduction::None, ..PLAIN },
+    Case {
+        name: "cosines, scales, CosFace, smoothed, per row",
+        normalize: Normalize::Both,
+        bias: false,
+        scale: 64.0,
+        cosine: 0.35,
+        scaled: true,
+        prior: true,
+        smoothing: 0.2,
+        reduction: Reduction::None,
+        ..PLAIN
+    },
     Case { name: "cosines, scale 200", normalize: Normalize::Both, bias: false, scale: 200.0, scaled: true, ..PLAIN },
 ];
 
@@ -103,7 +128,12 @@ impl Inputs {
     fn random(n: usize, c: usize, d: usize, size: f64, dtype: DType, seed: u64) -> Result<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut normal = |len: usize, size: f64| -> Vec<f64> {
-            (0..len).map(|_| { let v: f64 = StandardNormal.sample(&mut rng); v * size }).collect()
+            (0..len)
+                .map(|_| {
+                    let v: f64 = StandardNormal.sample(&mut rng);
+                    v * size
+                })
+                .collect()
         };
         let (mut x, w, b) = (normal(n * d, size), normal(c * d, 1.0), normal(c, 2.0));
         x.chunks_mut(d).step_by(5).skip(1).for_each(|row| row.fill(0.0));
@@ -235,18 +265,27 @@ fn fused_and_composed_are_the_naive_loss() -> Result<()> {
             let upstream: Vec<f64> = (0..n).map(|i| 1.5 - 0.4 * (i % 7) as f64).collect();
             let loss = case.builder(c).build()?;
             let recomputed = case.builder(c).recompute_gradients(true).workspace_bytes(1 << 20).build()?;
-            for (dtype, tolerance) in
-                [(DType::F64, 1e-11), (DType::F32, 2e-4), (DType::F16, 4e-3), (DType::BF16, 2e-2)]
+            for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 2e-4), (DType::F16, 4e-3), (DType::BF16, 2e-2)]
             {
                 let label = format!("{} {n} {c} {d} {dtype:?}", case.name);
                 let inputs = Inputs::random(n, c, d, 1.0, dtype, (100 * s + i) as u64)?;
                 let expected = naive(case, &inputs, &upstream);
                 let actual = run(case, &loss, &inputs, dtype, &upstream, true)?;
                 assert_near(&label, &actual, &expected, tolerance);
-                assert_near(&format!("{label}, recomputed"), &run(case, &recomputed, &inputs, dtype, &upstream, true)?, &expected, tolerance);
+                assert_near(
+                    &format!("{label}, recomputed"),
+                    &run(case, &recomputed, &inputs, dtype, &upstream, true)?,
+                    &expected,
+                    tolerance,
+                );
                 if dtype == DType::F64 {
                     assert_eq!(actual.predicted, expected.predicted, "{label}");
-                    assert_near(&format!("{label}, composed"), &run(case, &loss, &inputs, dtype, &upstream, false)?, &expected, 1e-10);
+                    assert_near(
+                        &format!("{label}, composed"),
+                        &run(case, &loss, &inputs, dtype, &upstream, false)?,
+                        &expected,
+                        1e-10,
+                    );
                 }
             }
         }
@@ -277,9 +316,8 @@ fn naive_gradients_are_central_differences() -> Result<()> {
         let inputs = Inputs::random(6, 5, 4, 1.0, DType::F64, 3)?;
         let up = [1.5, 1.1, 0.7, 0.3, -0.1, -0.5];
         let analytic = naive(case, &inputs, &up);
-        let value = |inputs: &Inputs| -> f64 {
-            naive(case, inputs, &up).loss.iter().zip(up).map(|(loss, up)| loss * up).sum()
-        };
+        let value =
+            |inputs: &Inputs| -> f64 { naive(case, inputs, &up).loss.iter().zip(up).map(|(loss, up)| loss * up).sum() };
         for (which, tensor) in [&inputs.x, &inputs.w, &inputs.b].into_iter().enumerate() {
             if which == 2 && !case.bias {
                 continue;
@@ -300,7 +338,11 @@ fn naive_gradients_are_central_differences() -> Result<()> {
                 };
                 let numeric = (at(1e-5)? - at(-1e-5)?) / 2e-5;
                 let gradient = analytic.gradients[which][i];
-                assert!((numeric - gradient).abs() <= 1e-6 * size(&analytic.gradients[which]).max(1e-2), "{} {which} {i}: {numeric} {gradient}", case.name);
+                assert!(
+                    (numeric - gradient).abs() <= 1e-6 * size(&analytic.gradients[which]).max(1e-2),
+                    "{} {which} {i}: {numeric} {gradient}",
+                    case.name
+                );
             }
         }
     }
@@ -371,7 +413,10 @@ fn what_means_nothing_is_refused() -> Result<()> {
     assert!(error(scales(vec![1.0, f64::NAN, 1.0])).contains("class 1"));
     assert!(error(scales(vec![1.0])).contains("1 values for 3 classes"));
     assert!(error(scales(vec![1.0, 1e6, 1.0]).scale(1e6)).contains("at most 1e9"));
-    assert!(error(MarginLoss::builder(3).class_scales(ClassScales::Frequency { gamma: 0.2 })).contains("needs class counts"));
+    assert!(
+        error(MarginLoss::builder(3).class_scales(ClassScales::Frequency { gamma: 0.2 }))
+            .contains("needs class counts")
+    );
     let (x, w) = (Tensor::zeros((2, 4), DType::F32, &Device::Cpu)?, Tensor::zeros((3, 4), DType::F32, &Device::Cpu)?);
     let y = Tensor::new(&[0u32, 1], &Device::Cpu)?;
     let b = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
