@@ -1,4 +1,4 @@
-//! Heads that are not normalised, biases and class scales, against a naive loss in f64 written here, central differences and Candle's own cross-entropy.
+//! Heads that are not normalised, biases and class scales, against a naive loss in f64 written here, PyTorch's, central differences and Candle's own cross-entropy.
 #![allow(missing_docs)]
 
 mod common;
@@ -423,5 +423,88 @@ fn what_means_nothing_is_refused() -> Result<()> {
     let call = |loss: &MarginLoss| loss.output(&x, &w, &y, RowInputs::default().bias(&b)).unwrap_err().to_string();
     assert!(call(&new().build()?).contains("the bias must be of shape (C) = (3), the shape is [2]"));
     assert!(call(&MarginLoss::builder(3).build()?).contains("a bias goes with Normalize::None"));
+    Ok(())
+}
+
+/// A case of `tests/golden/heads.json`.
+#[derive(serde::Deserialize)]
+struct Golden {
+    name: String,
+    n: usize,
+    c: usize,
+    d: usize,
+    normalize: String,
+    scale: f64,
+    margin: f64,
+    smoothing: f64,
+    reduction: String,
+    x: Vec<f64>,
+    w: Vec<f64>,
+    y: Vec<i64>,
+    bias: Option<Vec<f64>>,
+    scales: Option<Vec<f64>>,
+    prior: Option<Vec<f64>>,
+    upstream: Vec<f64>,
+    loss: Vec<f64>,
+    predicted: Vec<u32>,
+    dx: Vec<f64>,
+    dw: Vec<f64>,
+    db: Option<Vec<f64>>,
+}
+
+#[derive(serde::Deserialize)]
+struct Goldens {
+    cases: Vec<Golden>,
+}
+
+#[test]
+fn goldens_of_pytorch() -> Result<()> {
+    let goldens: Goldens = serde_json::from_str(include_str!("golden/heads.json"))?;
+    for golden in goldens.cases {
+        let normalize = match golden.normalize.as_str() {
+            "both" => Normalize::Both,
+            "weight" => Normalize::Weight,
+            _ => Normalize::None,
+        };
+        let reduction = match golden.reduction.as_str() {
+            "none" => Reduction::None,
+            "sum" => Reduction::Sum,
+            _ => Reduction::Mean,
+        };
+        let mut builder = MarginLoss::builder(golden.c)
+            .normalize(normalize)
+            .scale(golden.scale)
+            .label_smoothing(golden.smoothing)
+            .reduction(reduction)
+            .ignore_index(IGNORE);
+        if golden.margin != 0.0 {
+            builder = builder.margin(Margin::CosFace { m: golden.margin });
+        }
+        if let Some(scales) = golden.scales {
+            builder = builder.class_scales(ClassScales::PerClass(scales));
+        }
+        if let Some(prior) = golden.prior {
+            builder = builder.prior(Prior::LogPrior(prior));
+        }
+        let (n, c, d) = (golden.n, golden.c, golden.d);
+        let inputs = Inputs {
+            x: Tensor::from_vec(golden.x, (n, d), &Device::Cpu)?,
+            w: Tensor::from_vec(golden.w, (c, d), &Device::Cpu)?,
+            b: Tensor::from_vec(golden.bias.clone().unwrap_or(vec![0.0; c]), c, &Device::Cpu)?,
+            y: golden.y,
+        };
+        let case = Case { bias: golden.bias.is_some(), ..PLAIN };
+        let actual = run(&case, &builder.build()?, &inputs, DType::F64, &golden.upstream, true)?;
+        let near = |part: &str, a: &[f64], b: &[f64]| {
+            assert!(distance(a, b) <= 1e-11 * size(b).max(1e-3), "{}: {part}", golden.name);
+        };
+        near("loss", &actual.loss, &golden.loss);
+        near("dX", &actual.gradients[0], &golden.dx);
+        near("dW", &actual.gradients[1], &golden.dw);
+        if let Some(db) = golden.db {
+            near("dB", &actual.gradients[2], &db);
+        }
+        assert_eq!(actual.predicted, golden.predicted, "{}", golden.name);
+    }
     Ok(())
 }
