@@ -1,11 +1,11 @@
 //! Recipes, each a small function that runs: an existing loop, gradient accumulation, f16 with loss scaling, frozen centres, saving and taking up
-//! again, a schedule by epoch, mixup.
+//! again, a schedule by epoch, mixup, a linear head without its logits.
 //!
 //!     cargo run --release --example recipes
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
-use candle_margin_loss::{ClassCounts, LossSchedule, MarginLoss, margin_cross_entropy};
+use candle_margin_loss::{ClassCounts, LossSchedule, MarginLoss, linear_cross_entropy, margin_cross_entropy};
 use candle_nn::{AdamW, Linear, Module, Optimizer, ParamsAdamW, SGD, VarBuilder, VarMap};
 
 const CLASSES: usize = 5;
@@ -51,6 +51,27 @@ fn existing_loop() -> Result<(f32, f32)> {
         let features = backbone.forward(&inputs)?.relu()?;
         // let loss = candle_nn::loss::cross_entropy(&head.forward(&features)?, &labels)?;
         let loss = margin_cross_entropy(&features, head.weight(), &labels, &margin)?;
+        optimizer.backward_step(&loss)?;
+        losses.push(loss.to_scalar::<f32>()?);
+    }
+    Ok((losses[0], losses[losses.len() - 1]))
+}
+
+/// A linear head with a bias and plain cross-entropy, without its (N, C) logits.
+fn linear_head() -> Result<(f32, f32)> {
+    let vars = VarMap::new();
+    let (backbone, head) = model(&vars)?;
+    let bias = Var::zeros(CLASSES, DType::F32, &Device::Cpu)?;
+    let head = Linear::new(head.weight().clone(), Some(bias.as_tensor().clone()));
+    let mut trained = vars.all_vars();
+    trained.push(bias);
+    let mut optimizer = AdamW::new(trained, ParamsAdamW { lr: 0.02, ..Default::default() })?;
+    let mut losses = Vec::new();
+    for step in 0..60 {
+        let (inputs, labels) = batch(32, step)?;
+        let features = backbone.forward(&inputs)?.relu()?;
+        // let loss = candle_nn::loss::cross_entropy(&head.forward(&features)?, &labels)?;
+        let loss = linear_cross_entropy(&features, head.weight(), head.bias(), &labels)?;
         optimizer.backward_step(&loss)?;
         losses.push(loss.to_scalar::<f32>()?);
     }
@@ -160,6 +181,9 @@ fn mixup() -> Result<f32> {
 fn main() -> Result<()> {
     let (first, last) = existing_loop()?;
     println!("existing loop: loss {first:.3}, after 60 steps {last:.3}");
+    assert!(last < 0.5 * first);
+    let (first, last) = linear_head()?;
+    println!("linear head: loss {first:.3}, after 60 steps {last:.3}");
     assert!(last < 0.5 * first);
     let difference = gradient_accumulation()?;
     println!("gradient accumulation: four parts differ from the whole by {difference:e}");

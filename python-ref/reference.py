@@ -231,8 +231,19 @@ def margin_loss(
     counts: Optional[Sequence[int]] = None,
     sample_weights: Optional[torch.Tensor] = None,
     row_margins: Optional[torch.Tensor] = None,
+    normalize: str = "both",
+    class_scales: Optional[torch.Tensor] = None,
+    bias: Optional[torch.Tensor] = None,
 ) -> Output:
-    """The loss of features x (N, D), centres w (C, D), labels y (N) int64; row_margins (N, 2) are alpha and beta of every row."""
+    """The loss of features x (N, D), centres w (C, D), labels y (N) int64; row_margins (N, 2) are alpha and beta of every row.
+
+    normalize is "both", "weight" or "none": which rows are divided by their norms. class_scales sigma (C) multiply the classes' logits beside s,
+    bias (C) is added to x.w of a head that is not normalised.
+    """
+    if normalize not in ("both", "weight", "none"):
+        raise ValueError(f"normalize is {normalize!r}")
+    if bias is not None and normalize != "none":
+        raise ValueError("a bias goes with a head that is not normalised")
     config = complete(config or {}, row_margins is not None)
     n, classes, dtype = x.shape[0], w.shape[0], x.dtype
     s, alpha = config["scale"], config["label_smoothing"]
@@ -250,16 +261,27 @@ def margin_loss(
         raise ValueError("a label is neither a class nor the ignore index")
     V = rows.numel()
 
-    c = ClampCosine.apply(unit_rows(x[rows]) @ unit_rows(w).T)  # (V, C), cos theta_ij of eq. (2)
+    if normalize == "both":
+        c = ClampCosine.apply(unit_rows(x[rows]) @ unit_rows(w).T)  # (V, C), cos theta_ij of eq. (2)
+    else:
+        if m1 != 1.0 or bool((A != 0).any()) or row_margins is not None:
+            raise ValueError("a margin on the angle needs cosines")
+        c = x[rows] @ (unit_rows(w) if normalize == "weight" else w).T  # (V, C)
+    if bias is not None:
+        c = c + bias
+    sigma = torch.ones(classes, dtype=dtype) if class_scales is None else class_scales.to(dtype)  # (C)
     is_target = F.one_hot(y_v, classes).bool()  # (V, C)
     c_y = c[is_target]  # (V)
     predicted = lowest_argmax(c.detach())  # argmax_j c_ij = argmin_j theta_ij
     hard = (predicted != y_v).to(torch.int64)  # eq. (9)
 
     alphas, betas = (None, 0.0) if row_margins is None else row_margins[rows].unbind(1)
-    psi = margin_cosine(c_y, hard, m1, A[y_v], B[y_v], config, alphas) - betas  # (V)
-    z_y = s * psi + b[y_v]  # eqs. (1), (5), (11), the numerator's exponent
-    others = (s * c + b)[~is_target].reshape(V, classes - 1)  # the denominator's other exponents
+    if normalize == "both":
+        psi = margin_cosine(c_y, hard, m1, A[y_v], B[y_v], config, alphas) - betas  # (V)
+    else:
+        psi = c_y - B[y_v]
+    z_y = s * sigma[y_v] * psi + b[y_v]  # eqs. (1), (5), (11), the numerator's exponent
+    others = (s * sigma * c + b)[~is_target].reshape(V, classes - 1)  # the denominator's other exponents
     if classes > 1:
         delta = torch.logsumexp(others, dim=1) - z_y  # spec 2.5
         nll = row_loss(config["row_loss"], delta)  # (V)

@@ -3,11 +3,16 @@
 use crate::counts::ClassCounts;
 use crate::error::{Error, Result};
 use crate::margin::{AngleRange, InstanceGate, Margin, MarginRule, TargetGradient};
-use crate::options::{ClassWeights, LARGEST, LEAST_WEIGHT, LabelCheck, OUT, Params, Path, Prior, Reduction};
+use crate::options::{
+    ClassScales, ClassWeights, LARGEST, LEAST_WEIGHT, LabelCheck, Normalize, OUT, Params, Path, Prior, Reduction,
+};
 use crate::row_loss::RowLoss;
 
 /// The smallest q: below it 1 − p^q has few digits, and none at last.
 const LEAST_Q: f64 = 1e-6;
+
+/// The smallest σ_j; its inverse is the largest.
+const LEAST_CLASS_SCALE: f64 = 1e-6;
 
 /// The largest λ: ψ′ is in λ·A/2, and is to leave room in single precision.
 const MOST_STRENGTH: f64 = 1e6;
@@ -17,7 +22,9 @@ const MOST_STRENGTH: f64 = 1e6;
 pub struct MarginLossBuilder {
     classes: usize,
     counts: Option<ClassCounts>,
-    scale: f64,
+    scale: Option<f64>,
+    normalize: Normalize,
+    class_scales: ClassScales,
     margin: Margin,
     gate: InstanceGate,
     instance_strength: Option<f64>,
@@ -43,7 +50,9 @@ impl MarginLossBuilder {
         Self {
             classes,
             counts: None,
-            scale: 32.0,
+            scale: None,
+            normalize: Normalize::Both,
+            class_scales: ClassScales::None,
             margin: Margin::None,
             gate: InstanceGate::Off,
             instance_strength: None,
@@ -71,9 +80,21 @@ impl MarginLossBuilder {
         self
     }
 
-    /// The scale s of the cosines, 0 < s ≤ 10⁹. Default 32.
+    /// Which rows are divided by their norms. Default [`Normalize::Both`]: cosines.
+    pub fn normalize(mut self, normalize: Normalize) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
+    /// What a class's logit is multiplied by beside s. Default [`ClassScales::None`].
+    pub fn class_scales(mut self, scales: ClassScales) -> Self {
+        self.class_scales = scales;
+        self
+    }
+
+    /// The scale s of the cosines, 0 < s ≤ 10⁹. Default 32, and 1 where X's rows are not normalised.
     pub fn scale(mut self, scale: f64) -> Self {
-        self.scale = scale;
+        self.scale = Some(scale);
         self
     }
 
@@ -222,14 +243,23 @@ impl MarginLossBuilder {
         {
             return Err(Error::Counts(format!("{} counts for {classes} classes", counts.classes())));
         }
-        if !(self.scale > 0.0 && self.scale <= LARGEST) {
-            return Err(Error::Option(format!("the scale s must be in 0 < s ≤ 1e9, it is {}", self.scale)));
+        let scale = self.scale.unwrap_or(if self.normalize == Normalize::Both { 32.0 } else { 1.0 });
+        if !(scale > 0.0 && scale <= LARGEST) {
+            return Err(Error::Option(format!("the scale s must be in 0 < s ≤ 1e9, it is {scale}")));
         }
+        let class_scales = self.class_scale_table(scale)?;
         let (m1, angular, additive) = self.margin_tables()?;
         let on_angle = self.row_margins
             || m1 != 1.0
             || !matches!(self.margin, Margin::None | Margin::CosFace { .. } | Margin::Ldam { .. });
         let margin = self.margin.name();
+        if self.normalize != Normalize::Both && on_angle {
+            let what = if self.row_margins { "row margins" } else { margin };
+            return Err(Error::Option(format!(
+                "a margin on the angle needs normalised features and centres, and {what} is set with Normalize::{:?}",
+                self.normalize
+            )));
+        }
         if self.gate != InstanceGate::Off && !self.has_class_margin() {
             return Err(Error::Option(format!(
                 "the instance gate scales an angular class margin, and {margin} has none"
@@ -283,7 +313,9 @@ impl MarginLossBuilder {
         };
         Ok(Params {
             classes,
-            scale: self.scale,
+            scale,
+            normalize: self.normalize,
+            class_scales,
             rule,
             row_margins: self.row_margins,
             row_loss: self.row_loss,
@@ -378,6 +410,26 @@ impl MarginLossBuilder {
             )));
         }
         Ok(prior)
+    }
+
+    /// σ_j, where they are not all 1
+    fn class_scale_table(&self, scale: f64) -> Result<Option<Vec<f64>>> {
+        let scales = match &self.class_scales {
+            ClassScales::None => return Ok(None),
+            ClassScales::Frequency { gamma } => {
+                let gamma = range("the class scales' exponent γ", *gamma, 0.0, 10.0)?;
+                self.needed_counts("scaling by frequency")?.frequency_scales(gamma)
+            }
+            ClassScales::PerClass(scales) => scales.clone(),
+        };
+        self.table("the class scale", &scales, LEAST_CLASS_SCALE, 1.0 / LEAST_CLASS_SCALE)?;
+        let largest = scale * scales.iter().copied().fold(0.0, f64::max);
+        if largest > LARGEST {
+            return Err(Error::Option(format!(
+                "the scale s times the largest class scale must be at most 1e9, it is {largest}"
+            )));
+        }
+        Ok(scales.iter().any(|&scale| scale != 1.0).then_some(scales))
     }
 
     fn weight_table(&self) -> Result<Vec<f64>> {

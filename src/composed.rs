@@ -6,7 +6,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::log_softmax;
 
 use crate::margin::{AngleRange, CLAMPED, InstanceGate, TargetGradient};
-use crate::options::{Params, Reduction};
+use crate::options::{Normalize, Params, Reduction};
 use crate::output::{IGNORED, LossOutput};
 use crate::problem::Problem;
 use crate::row_loss::RowLoss;
@@ -35,7 +35,15 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
     let table = |values: &[f64]| on_device(values, dtype); // (C)
 
     // eq. (2): c = x̂·ŵ
-    let cosines = unit_rows(&x)?.matmul(&unit_rows(&weight)?.t()?)?.clamp(-1.0, 1.0)?; // (V, C)
+    let cosines = match params.normalize {
+        Normalize::Both => unit_rows(&x)?.matmul(&unit_rows(&weight)?.t()?)?.clamp(-1.0, 1.0)?,
+        Normalize::Weight => x.matmul(&unit_rows(&weight)?.t()?)?,
+        Normalize::None => x.matmul(&weight.t()?)?,
+    }; // (V, C)
+    let cosines = match problem.rows.bias {
+        None => cosines,
+        Some(bias) => cosines.broadcast_add(&bias.to_dtype(dtype)?)?,
+    };
     let predicted = cosines.detach().argmax(D::Minus1)?; // (V)
     let hard = predicted.ne(&y)?; // (V) u8, eq. (9)
     let classes = Tensor::arange(0u32, params.classes as u32, device)?.reshape((1, params.classes))?;
@@ -64,6 +72,10 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
     // eqs. (4), (11): logits
     let psi = psi.reshape((valid, 1))?.broadcast_as((valid, params.classes))?;
     let z = (is_target.where_cond(&psi, &cosines)? * params.scale)?;
+    let z = match &params.class_scales {
+        None => z,
+        Some(scales) => z.broadcast_mul(&table(scales)?)?,
+    };
     let z = z.broadcast_add(&table(&params.log_prior)?)?;
 
     // eq. (5) with weights and smoothing
@@ -106,6 +118,7 @@ pub(crate) fn forward(problem: &Problem) -> Result<LossOutput> {
         hard: spread(&hard, &Tensor::new(0u8, device)?)?,
         target_cosine: spread(&c_y.detach().to_dtype(wide)?, &zero)?,
         margin_gradient: None,
+        bias_gradient: None,
     })
 }
 
@@ -121,6 +134,9 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
     if let Some(margins) = problem.rows.margins {
         none = (none + nothing(margins)?)?;
     }
+    if let Some(bias) = problem.rows.bias {
+        none = (none + nothing(bias)?)?;
+    }
     let zeros = Tensor::zeros(n, wide, device)?;
     let loss = match problem.params().reduction {
         Reduction::None => zeros.broadcast_add(&none)?,
@@ -133,6 +149,7 @@ fn empty(problem: &Problem) -> Result<LossOutput> {
         hard: Tensor::zeros(n, DType::U8, device)?,
         target_cosine: zeros,
         margin_gradient: None,
+        bias_gradient: None,
     })
 }
 

@@ -139,6 +139,12 @@ impl ClassCounts {
         self.n.iter().map(|&n| n as f64 / n_min).collect()
     }
 
+    /// (n_j / n_max)^γ: the scales of class-dependent temperatures. A class without a sample has that of one with one sample.
+    pub(crate) fn frequency_scales(&self, gamma: f64) -> Vec<f64> {
+        let largest = self.max() as f64;
+        self.n.iter().map(|&n| (n.max(1) as f64 / largest).powf(gamma)).collect()
+    }
+
     /// ln p_j with p_j = n_j / Σ n: what balanced softmax adds to the logits (eq. 4). −∞ for a class without a sample.
     pub fn log_priors(&self) -> Vec<f64> {
         let total = self.total() as f64;

@@ -49,7 +49,8 @@ pub use error::{Error, Result};
 pub use loss::MarginLoss;
 pub use margin::{AngleRange, InstanceGate, Margin, TargetGradient};
 pub use options::{
-    ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, LabelCheck, Path, Prior, Reduction,
+    ClassScales, ClassWeights, DEFAULT_CUDA_WORKSPACE_BYTES, DEFAULT_WORKSPACE_BYTES, LabelCheck, Normalize, Path,
+    Prior, Reduction,
 };
 pub use output::{IGNORED, LossOutput};
 pub use problem::RowInputs;
@@ -83,4 +84,42 @@ pub fn margin_cross_entropy(
     loss: &MarginLoss,
 ) -> candle_core::Result<Tensor> {
     loss.forward(features, weight, labels)
+}
+
+/// The cross-entropy of a linear head's logits x·w + b in the style of [`candle_nn::loss`], without the logits: the line to write where
+/// `cross_entropy(&head.forward(&x)?, &y)?` stood.
+///
+/// x (N, D), w (C, D), b (C) where the head has one, y (N); the mean over the rows, a scalar. Beyond x, w and their gradients it holds O(N + C) and the
+/// workspace, no (N, C). On the CPU; on a CUDA device it is an error, for which [`MarginLoss`] and [`Path::Composed`] are a way out. A prior, class or sample
+/// weights, smoothing, an index to ignore and losses by row are options of a [`MarginLoss`] with [`Normalize::None`], which also keeps its workspace
+/// from one call to the next: a training loop is to build one.
+///
+/// ```
+/// # use candle_core::{Device, Tensor, Var};
+/// # use candle_margin_loss::linear_cross_entropy;
+/// # use candle_nn::Module;
+/// # fn main() -> candle_core::Result<()> {
+/// # let device = Device::Cpu;
+/// # let x = Tensor::randn(0f32, 1., (4, 8), &device)?;
+/// # let (w, b) = (Var::randn(0f32, 1., (3, 8), &device)?, Var::randn(0f32, 1., 3, &device)?);
+/// # let head = candle_nn::Linear::new(w.as_tensor().clone(), Some(b.as_tensor().clone()));
+/// # let y = Tensor::new(&[0u32, 1, 2, 0], &device)?;
+/// let usual = candle_nn::loss::cross_entropy(&head.forward(&x)?, &y)?;
+/// let loss = linear_cross_entropy(&x, head.weight(), head.bias(), &y)?;
+/// # assert!((usual.to_scalar::<f32>()? - loss.to_scalar::<f32>()?).abs() < 1e-5);
+/// assert!(loss.backward()?.get(&b).is_some());
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`MarginLoss::output`].
+pub fn linear_cross_entropy(
+    features: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    labels: &Tensor,
+) -> candle_core::Result<Tensor> {
+    let loss = MarginLoss::builder(weight.dim(0)?).normalize(Normalize::None).build()?;
+    let rows = bias.map_or_else(RowInputs::default, |bias| RowInputs::default().bias(bias));
+    Ok(loss.output(features, weight, labels, rows)?.loss)
 }

@@ -11,7 +11,7 @@ use crate::counts::ClassCounts;
 use crate::error::Result;
 use crate::margin::{InstanceGate, Margin};
 use crate::op::{self, Kept};
-use crate::options::{ClassWeights, Params, Prior};
+use crate::options::{ClassWeights, Normalize, Params, Prior};
 use crate::output::LossOutput;
 use crate::problem::{Problem, RowInputs, check_pair};
 
@@ -274,7 +274,7 @@ impl MarginLoss {
         self.kept.check_calls(&self.params)
     }
 
-    /// The logits of evaluation, s·c (N, C): no margin, no prior.
+    /// The logits of evaluation, s·c (N, C): no margin, no prior, no class scales, no bias.
     ///
     /// # Errors
     /// Shapes, dtypes or devices that do not fit.
@@ -283,7 +283,12 @@ impl MarginLoss {
         let dtype = features.dtype();
         // Norms of half types are accumulated in f32.
         let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let unit = |rows: &Tensor| unit_rows(&rows.to_dtype(wide)?)?.to_dtype(dtype);
-        unit(features)?.matmul(&unit(weight)?.t()?)? * self.scale()
+        let unit = |rows: &Tensor, normalized: bool| match normalized {
+            true => unit_rows(&rows.to_dtype(wide)?)?.to_dtype(dtype),
+            false => rows.to_dtype(dtype),
+        };
+        let normalize = self.params.normalize;
+        let x = unit(features, normalize == Normalize::Both)?;
+        x.matmul(&unit(weight, normalize != Normalize::None)?.t()?)? * self.scale()
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[cfg(feature = "cuda")]
 use candle_core::Storage;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Shape, Tensor, Var, WithDType};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Shape, Tensor, Var, WithDType};
 
 use crate::composed;
 use crate::cpu::{self, Pass, RowState};
@@ -47,11 +47,12 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
     }
     let params = problem.params();
     let (track_x, track_w) = (problem.features.track_op(), problem.weight.track_op());
-    let tracked = track_x || track_w;
+    let bias = problem.rows.bias.filter(|bias| bias.track_op());
+    let tracked = track_x || track_w || bias.is_some();
     let at_once = tracked && params.reduction != Reduction::None && !params.recompute_gradients;
     let (dx, dw) = if at_once { wide_gradients(problem, track_x, track_w)? } else { (None, None) };
-    let Passed { mut output, states, slopes } =
-        run(problem, kept, Gradients { features: dx.as_ref(), weight: dw.as_ref() }, tracked)?;
+    let wanted = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
+    let Passed { mut output, states, slopes, db } = run(problem, kept, wanted, at_once && bias.is_some(), tracked)?;
     if !tracked {
         return add_margins(problem, output, slopes);
     }
@@ -62,11 +63,17 @@ pub(crate) fn forward(problem: &Problem, kept: &Arc<Kept>) -> Result<LossOutput>
         inputs: OwnRowInputs::of(problem.rows),
         states,
     });
-    let node = |value: &Tensor, saved| problem.features.apply_op2(problem.weight, Node { value: value.clone(), saved });
+    let node = |value: &Tensor, saved| {
+        let node = Node { value: value.clone(), saved };
+        match bias {
+            None => problem.features.apply_op2(problem.weight, node),
+            Some(bias) => problem.features.apply_op3(problem.weight, bias, node),
+        }
+    };
     output.per_sample = node(&output.per_sample, Saved::PerRow(rows.clone()))?;
     output.loss = match params.reduction {
         Reduction::None => output.per_sample.clone(),
-        _ if at_once => node(&output.loss, Saved::Reduced { dx, dw })?,
+        _ if at_once => node(&output.loss, Saved::Reduced { dx, dw, db })?,
         _ => node(&output.loss, Saved::Recomputed(rows))?,
     };
     add_margins(problem, output, slopes)
@@ -100,7 +107,8 @@ fn zeros_on_tape(tensor: &Tensor, dtype: DType) -> candle_core::Result<Tensor> {
 
 /// A pass that gives gradients: the output, with the row margins' gradient of upstream·loss.
 fn with_gradients(problem: &Problem, kept: &Kept, gradients: Gradients) -> Result<LossOutput> {
-    let Passed { mut output, slopes, .. } = run(problem, kept, gradients, false)?;
+    let Passed { mut output, slopes, db, .. } = run(problem, kept, gradients, true, false)?;
+    output.bias_gradient = db;
     if let Some(slopes) = slopes {
         output.margin_gradient = Some((slopes.rows.broadcast_mul(&slopes.factor)? * problem.upstream)?);
     }
@@ -144,6 +152,15 @@ pub(crate) fn backward(problem: &Problem, kept: &Kept) -> Result<(LossOutput, Gr
         && problem.n > 0
     {
         root = Some((gradient * zeros_on_tape(margins, gradient.dtype())?)?.sum_all()?);
+    }
+    if let (Some(bias), Some(gradient)) = (problem.rows.bias, &output.bias_gradient)
+        && bias.track_op()
+    {
+        let seeds = (gradient * zeros_on_tape(bias, gradient.dtype())?)?.sum_all()?;
+        root = Some(match root {
+            None => seeds,
+            Some(root) => (seeds + root)?,
+        });
     }
     if seeds.iter().any(Option::is_some) {
         let [dx, dw] = seeds;
@@ -208,6 +225,7 @@ fn check_gradients(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<()> {
         Some(("the labels y", problem.labels)),
         problem.rows.sample_weights.map(|weights| ("the sample weights", weights)),
         problem.rows.margins.map(|margins| ("the row margins", margins)),
+        problem.rows.bias.map(|bias| ("the bias", bias)),
     ];
     for (what, gradient) in [("dX", dx), ("dW", dw)] {
         for (name, tensor) in read.into_iter().flatten() {
@@ -233,6 +251,9 @@ fn is_fused(problem: &Problem) -> Result<bool> {
     let has_path = device.is_cpu() || (device.is_cuda() && cfg!(feature = "cuda"));
     match problem.params().path {
         Path::Composed => Ok(false),
+        Path::Auto | Path::Fused if device.is_cuda() && !problem.params().is_plain() => Err(Error::Input(
+            "a head that is not normalised, and class scales, have no CUDA kernels yet: Path::Composed computes them there".into(),
+        )),
         Path::Fused if !has_path => Err(no_path(device)),
         Path::Auto | Path::Fused => Ok(has_path),
     }
@@ -242,9 +263,11 @@ fn is_fused(problem: &Problem) -> Result<bool> {
 fn composed_gradients(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)> {
     let (x, w) = (Var::from_tensor(&problem.features.detach())?, Var::from_tensor(&problem.weight.detach())?);
     let margins = problem.rows.margins.map(|margins| Var::from_tensor(&margins.detach())).transpose()?;
+    let bias = problem.rows.bias.map(|bias| Var::from_tensor(&bias.detach())).transpose()?;
     let mut tracked = problem.clone();
     (tracked.features, tracked.weight) = (&x, &w);
     tracked.rows.margins = margins.as_deref();
+    tracked.rows.bias = bias.as_deref();
     let mut output = composed::forward(&tracked)?;
     let grads = (output.loss.sum_all()? * problem.upstream)?.backward()?;
     let of = |var: &Var| grads.get(var).cloned().map_or_else(|| var.zeros_like(), Ok);
@@ -252,6 +275,9 @@ fn composed_gradients(problem: &Problem) -> Result<(LossOutput, Tensor, Tensor)>
     output.per_sample = output.per_sample.detach();
     if let Some(margins) = &margins {
         output.margin_gradient = Some(of(margins)?.to_dtype(problem.accumulation_dtype())?);
+    }
+    if let Some(bias) = &bias {
+        output.bias_gradient = Some(of(bias)?.to_dtype(problem.accumulation_dtype())?);
     }
     Ok((output, of(&x)?, of(&w)?))
 }
@@ -293,6 +319,8 @@ struct Passed {
     states: States,
     /// Where row margins were given
     slopes: Option<MarginSlopes>,
+    /// dB (C) in the type of accumulation, where a bias was given and its gradient wanted
+    db: Option<Tensor>,
 }
 
 /// The loss, and those gradients of its reduction that are wanted; with `keep` the states that a backward pass is to find.
@@ -300,38 +328,56 @@ fn run(
     problem: &Problem,
     kept: &Kept,
     gradients: Gradients,
+    bias: bool,
     #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] keep: bool,
 ) -> Result<Passed> {
     match problem.features.device() {
         Device::Cpu => {
             let targets = problem.targets()?;
-            let wanted = gradients.features.is_some() || gradients.weight.is_some();
+            let bias = bias && problem.rows.bias.is_some();
+            let wanted = bias || gradients.features.is_some() || gradients.weight.is_some();
             let pass = if wanted { Pass::LossAndGradients } else { Pass::Loss };
-            let rows = cpu::run(problem, &kept.workspace, &targets, pass, gradients)?;
-            let (output, slopes) = output(problem, &targets, &rows)?;
-            Ok(Passed { output, states: States::Cpu { rows, targets }, slopes })
+            let ran = cpu::run(problem, &kept.workspace, &targets, pass, gradients)?;
+            let (output, slopes) = output(problem, &targets, &ran.states)?;
+            let db = if bias { bias_gradient(problem, ran.bias)? } else { None };
+            Ok(Passed { output, states: States::Cpu { rows: ran.states, targets }, slopes, db })
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => {
             let (output, slopes, states) = cuda::forward(problem, &kept.tables, gradients, keep)?;
-            Ok(Passed { output, states: States::Cuda(states), slopes })
+            Ok(Passed { output, states: States::Cuda(states), slopes, db: None })
         }
         device => Err(no_path(device)),
     }
 }
 
+/// dB (C) as a tensor of the type of accumulation.
+fn bias_gradient(problem: &Problem, db: Option<Vec<f64>>) -> Result<Option<Tensor>> {
+    let of = |db: Vec<f64>| Tensor::new(db, problem.features.device())?.to_dtype(problem.accumulation_dtype());
+    Ok(db.map(of).transpose()?)
+}
+
 /// The gradients for `upstream` (N), one a row: ∂L/∂ℓ_i, or where `reduced` what the reduction has still to be applied to.
-fn rows_backward(problem: &Problem, rows: &Rows, upstream: &Tensor, reduced: bool, gradients: Gradients) -> Result<()> {
+fn rows_backward(
+    problem: &Problem,
+    rows: &Rows,
+    upstream: &Tensor,
+    reduced: bool,
+    gradients: Gradients,
+) -> Result<Option<Tensor>> {
     match &rows.states {
         States::Cpu { rows: states, targets } => {
             let upstream = upstream.to_dtype(DType::F64)?.to_vec1::<f64>()?;
             let pass = Pass::Gradients { states, upstream: &upstream };
             let unreduced = (!reduced).then(|| Targets { denominator: 1.0, ..targets.clone() });
-            cpu::run(problem, &rows.kept.workspace, unreduced.as_ref().unwrap_or(targets), pass, gradients)?;
-            Ok(())
+            let targets = unreduced.as_ref().unwrap_or(targets);
+            bias_gradient(problem, cpu::run(problem, &rows.kept.workspace, targets, pass, gradients)?.bias)
         }
         #[cfg(feature = "cuda")]
-        States::Cuda(states) => cuda::backward(problem, &rows.kept.tables, states, upstream, reduced, gradients),
+        States::Cuda(states) => {
+            cuda::backward(problem, &rows.kept.tables, states, upstream, reduced, gradients)?;
+            Ok(None)
+        }
     }
 }
 
@@ -409,6 +455,7 @@ pub(crate) fn output(
         hard: Tensor::from_vec(hard, n, device)?,
         target_cosine: tensor(target_cosine)?,
         margin_gradient: None,
+        bias_gradient: None,
     };
     Ok((output, slopes))
 }
@@ -422,8 +469,8 @@ pub(crate) struct Node {
 
 /// What a node saves for backward.
 pub(crate) enum Saved {
-    /// The gradients of a reduced loss, each where its argument is tracked, in the type of accumulation: dX (N, D), dW (C, D).
-    Reduced { dx: Option<Tensor>, dw: Option<Tensor> },
+    /// The gradients of a reduced loss, each where its argument is tracked, in the type of accumulation: dX (N, D), dW (C, D), dB (C).
+    Reduced { dx: Option<Tensor>, dw: Option<Tensor>, db: Option<Tensor> },
     /// For a reduced loss, the rows: the upstream gradient is a scalar.
     Recomputed(Arc<Rows>),
     /// The rows, each of which has an upstream gradient of its own.
@@ -454,13 +501,73 @@ impl Rows {
         weight: &Tensor,
         upstream: &Tensor,
         reduced: bool,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let problem = Problem::new(&self.params, features, weight, &self.labels, self.inputs.borrow())?;
         let new = |of: &Tensor| of.track_op().then(|| new_gradient(of)).transpose();
         let (dx, dw) = (new(features)?, new(weight)?);
         let gradients = Gradients { features: dx.as_ref(), weight: dw.as_ref() };
-        rows_backward(&problem, self, upstream, reduced, gradients)?;
-        Ok((dx, dw))
+        let db = rows_backward(&problem, self, upstream, reduced, gradients)?;
+        Ok((dx, dw, db))
+    }
+}
+
+impl Node {
+    /// dX, dW and, where there is a bias, dB in the type of accumulation.
+    #[allow(clippy::type_complexity)]
+    fn gradients(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        upstream: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        match &self.saved {
+            Saved::Reduced { dx, dw, db } => {
+                let (dx, dw) = scaled((dx.as_ref(), features), (dw.as_ref(), weight), upstream)?;
+                let db = db.as_ref().map(|db| db.broadcast_mul(&upstream.to_dtype(db.dtype())?)).transpose()?;
+                Ok((dx, dw, db))
+            }
+            Saved::Recomputed(rows) => {
+                let upstream = upstream.reshape(1)?.broadcast_as(features.dim(0)?)?;
+                rows.gradients(features, weight, &upstream, true)
+            }
+            Saved::PerRow(rows) => rows.gradients(features, weight, upstream, false),
+            Saved::Seeds { dx, dw } => Ok((dx.clone(), dw.clone(), None)),
+            Saved::Backward(backward) => {
+                let (dx, dw) = backward(features, weight, upstream)?;
+                Ok((dx, dw, None))
+            }
+        }
+    }
+}
+
+/// Of X, W and a bias that is on the tape.
+impl CustomOp3 for Node {
+    fn name(&self) -> &'static str {
+        "margin-loss"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        CustomOp2::cpu_fwd(self, x, x_layout, w, w_layout)
+    }
+
+    fn bwd(
+        &self,
+        features: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw, db) = self.gradients(features, weight, upstream)?;
+        Ok((dx, dw, db.map(|db| db.to_dtype(bias.dtype())).transpose()?))
     }
 }
 
@@ -511,15 +618,7 @@ impl CustomOp2 for Node {
         _: &Tensor,
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        match &self.saved {
-            Saved::Reduced { dx, dw } => Ok(scaled((dx.as_ref(), features), (dw.as_ref(), weight), upstream)?),
-            Saved::Recomputed(rows) => {
-                let upstream = upstream.reshape(1)?.broadcast_as(features.dim(0)?)?;
-                rows.gradients(features, weight, &upstream, true)
-            }
-            Saved::PerRow(rows) => rows.gradients(features, weight, upstream, false),
-            Saved::Seeds { dx, dw } => Ok((dx.clone(), dw.clone())),
-            Saved::Backward(backward) => backward(features, weight, upstream),
-        }
+        let (dx, dw, _) = self.gradients(features, weight, upstream)?;
+        Ok((dx, dw))
     }
 }

@@ -21,6 +21,35 @@ pub enum Prior {
     LogPrior(Vec<f64>),
 }
 
+/// Which rows are divided by their norms before their products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Normalize {
+    /// X's and W's: c is a cosine, −1 to 1.
+    #[default]
+    Both,
+    /// W's alone: c = x·ŵ, the feature's length along the centre's direction. No margin on the angle, and no row margins.
+    Weight,
+    /// None: c = x·w, of a linear head, or x·w + b where a call brings a bias ([`RowInputs::bias`](crate::RowInputs::bias)). No margin on the angle, and no
+    /// row margins.
+    None,
+}
+
+/// What a class's logit is multiplied by beside s: z = s·σ_j·c + b_j.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum ClassScales {
+    /// 1.
+    None,
+    /// (n_j / n_max)^γ: the multiplicative part 1/Δ_j of the vector-scaling loss (Kini et al., NeurIPS 2021) and of class-dependent temperatures
+    /// (Ye et al., 2020). Needs class counts.
+    Frequency {
+        /// γ, 0 to 10. The vector-scaling loss's authors take 0.05 to 0.3.
+        gamma: f64,
+    },
+    /// Values of one's own, one a class, 10⁻⁶ to 10⁶; s times the largest at most 10⁹.
+    PerClass(Vec<f64>),
+}
+
 /// The weight of a row's loss, by its class.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -112,6 +141,9 @@ pub(crate) struct Params {
     pub classes: usize,
     /// s
     pub scale: f64,
+    pub normalize: Normalize,
+    /// σ_j (C), where they are not all 1
+    pub class_scales: Option<Vec<f64>>,
     pub rule: MarginRule,
     /// Whether every row brings margins of its own
     pub row_margins: bool,
@@ -146,6 +178,22 @@ pub(crate) struct Params {
 }
 
 impl Params {
+    /// σ_j
+    #[inline(always)]
+    pub fn class_scale(&self, class: usize) -> f64 {
+        self.class_scales.as_ref().map_or(1.0, |scales| scales[class])
+    }
+
+    /// The largest s·σ_j
+    pub fn largest_scale(&self) -> f64 {
+        self.scale * self.class_scales.as_ref().map_or(1.0, |scales| scales.iter().copied().fold(0.0, f64::max))
+    }
+
+    /// Whether logits are those of cosines times one scale: what CUDA's kernels, shards and the companion losses take.
+    pub fn is_plain(&self) -> bool {
+        self.normalize == Normalize::Both && self.class_scales.is_none()
+    }
+
     /// Whether the prior takes a class out.
     pub fn is_out(&self, class: usize) -> bool {
         self.log_prior[class] <= OUT
@@ -162,6 +210,8 @@ impl std::fmt::Debug for Params {
         f.debug_struct("Params")
             .field("classes", &self.classes)
             .field("scale", &self.scale)
+            .field("normalize", &self.normalize)
+            .field("class_scales", &self.class_scales.as_deref().map(span))
             .field("rule", &self.rule)
             .field("row_margins", &self.row_margins)
             .field("row_loss", &self.row_loss)

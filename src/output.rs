@@ -14,11 +14,14 @@ pub struct LossOutput {
     pub predicted: Tensor,
     /// 1 where the predicted class is not the label (eq. 9), (N) `u8`; 0 at ignored rows.
     pub hard: Tensor,
-    /// c_iy, (N), of the loss's dtype; 0 at ignored rows.
+    /// c_iy, (N), of the loss's dtype, or of a head that is not normalised its product; 0 at ignored rows.
     pub target_cosine: Tensor,
     /// Where row margins were given, and by the calls that give gradients: the loss's gradient to α and β, (N, 2), of the loss's dtype; 0 at ignored
     /// rows. For [`Reduction::None`](crate::Reduction::None), that of the sum.
     pub margin_gradient: Option<Tensor>,
+    /// Where a bias was given, and by the calls that give gradients: the loss's gradient to it, (C), of the loss's dtype. For
+    /// [`Reduction::None`](crate::Reduction::None), that of the sum.
+    pub bias_gradient: Option<Tensor>,
 }
 
 /// A pass's slopes by row margins.

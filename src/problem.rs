@@ -6,9 +6,9 @@ use std::sync::Arc;
 use candle_core::{DType, Storage, Tensor};
 
 use crate::error::{Error, Result};
-use crate::options::{LARGEST, LEAST_WEIGHT, Params, Reduction};
+use crate::options::{LARGEST, LEAST_WEIGHT, Normalize, Params, Reduction};
 
-/// What a call may be told of its rows beside their labels. `None` and `Some(&sample_weights)` are taken for one as well.
+/// What a call may be told of its rows beside their labels, and the bias of a linear head. `None` and `Some(&sample_weights)` are taken for one as well.
 ///
 /// ```
 /// # use candle_core::{Device, Tensor};
@@ -26,6 +26,7 @@ use crate::options::{LARGEST, LEAST_WEIGHT, Params, Reduction};
 pub struct RowInputs<'a> {
     pub(crate) sample_weights: Option<&'a Tensor>,
     pub(crate) margins: Option<&'a Tensor>,
+    pub(crate) bias: Option<&'a Tensor>,
 }
 
 impl<'a> RowInputs<'a> {
@@ -41,11 +42,18 @@ impl<'a> RowInputs<'a> {
         self.margins = Some(margins);
         self
     }
+
+    /// The bias b (C) of a linear head, a float tensor: c = x·w + b. The loss is one of [`Normalize::None`](crate::Normalize::None). It gets a gradient
+    /// where it is on the tape.
+    pub fn bias(mut self, bias: &'a Tensor) -> Self {
+        self.bias = Some(bias);
+        self
+    }
 }
 
 impl<'a> From<Option<&'a Tensor>> for RowInputs<'a> {
     fn from(sample_weights: Option<&'a Tensor>) -> Self {
-        Self { sample_weights, margins: None }
+        Self { sample_weights, ..Self::default() }
     }
 }
 
@@ -54,15 +62,21 @@ impl<'a> From<Option<&'a Tensor>> for RowInputs<'a> {
 pub(crate) struct OwnRowInputs {
     sample_weights: Option<Tensor>,
     margins: Option<Tensor>,
+    bias: Option<Tensor>,
 }
 
 impl OwnRowInputs {
     pub fn of(rows: RowInputs) -> Self {
-        Self { sample_weights: rows.sample_weights.map(Tensor::detach), margins: rows.margins.map(Tensor::detach) }
+        let own = |tensor: Option<&Tensor>| tensor.map(Tensor::detach);
+        Self { sample_weights: own(rows.sample_weights), margins: own(rows.margins), bias: own(rows.bias) }
     }
 
     pub fn borrow(&self) -> RowInputs<'_> {
-        RowInputs { sample_weights: self.sample_weights.as_ref(), margins: self.margins.as_ref() }
+        RowInputs {
+            sample_weights: self.sample_weights.as_ref(),
+            margins: self.margins.as_ref(),
+            bias: self.bias.as_ref(),
+        }
     }
 }
 
@@ -139,6 +153,22 @@ impl<'a> Problem<'a> {
             }
             None => {}
         }
+        if let Some(bias) = rows.bias {
+            if params.normalize != Normalize::None {
+                return Err(Error::Input(format!(
+                    "a bias is given, and the loss has Normalize::{:?}: a bias goes with Normalize::None",
+                    params.normalize
+                )));
+            }
+            if bias.dims() != [params.classes] {
+                return Err(Error::Input(format!(
+                    "the bias must be of shape (C) = ({}), the shape is {:?}",
+                    params.classes,
+                    bias.dims()
+                )));
+            }
+            row_input(features, "the bias", bias)?;
+        }
         Ok(Self { params, n, c, d, first: classes.start, index: None, features, weight, labels, rows, upstream: 1.0 })
     }
 
@@ -180,7 +210,11 @@ impl<'a> Problem<'a> {
             None => None,
             Some(margins) => Some(margins.to_dtype(DType::F64)?.to_vec2::<f64>()?),
         };
-        let mut targets = Targets { rows: Vec::with_capacity(self.n), denominator: 1.0, upstream: self.upstream };
+        let bias = match self.rows.bias {
+            None => None,
+            Some(bias) => Some(bias.to_dtype(DType::F64)?.to_vec1::<f64>()?),
+        };
+        let mut targets = Targets { rows: Vec::with_capacity(self.n), denominator: 1.0, upstream: self.upstream, bias };
         for (row, &label) in labels.iter().enumerate() {
             if params.ignore_index == Some(label) {
                 continue;
@@ -300,6 +334,8 @@ pub(crate) struct Targets {
     pub denominator: f64,
     /// [`Problem::upstream`]
     pub upstream: f64,
+    /// The head's bias (C), where it has one
+    pub bias: Option<Vec<f64>>,
 }
 
 impl Targets {

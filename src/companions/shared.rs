@@ -29,6 +29,11 @@ pub(super) fn check_classification(method: &str, loss: &MarginLoss) -> Result<()
     if let Some(index) = loss.params.ignore_index {
         return error(format!("{method}: the classification loss must ignore no row, it ignores label {index}"));
     }
+    if !loss.params.is_plain() {
+        return error(format!(
+            "{method}: the classification loss must be of cosines times one scale, without class scales"
+        ));
+    }
     if loss.takes_row_margins() {
         return error(format!("{method}: the classification loss must take no row margins, no call brings any"));
     }

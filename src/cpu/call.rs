@@ -3,10 +3,11 @@
 use rayon::prelude::*;
 
 use super::instructions::Instructions;
+use super::norm::Norm;
 use super::numeric::{Element, Real};
 use super::plan::{Operands, Plan};
 use super::view::Rows;
-use crate::options::{DEFAULT_WORKSPACE_BYTES, Params};
+use crate::options::{DEFAULT_WORKSPACE_BYTES, Normalize, Params};
 use crate::problem::{Problem, Targets};
 
 /// A call's inputs and how it is cut.
@@ -31,19 +32,34 @@ pub(super) struct Call<'a, X: Element, W> {
     pub bounded: bool,
 }
 
-/// A class's part in the logits: z = s·c + b.
+/// A class's part in the logits: c = product·(1/‖w‖) + offset, z = s·σ_j·c + b.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Logit<T> {
-    /// s
+    /// s·σ_j
     pub scale: T,
     /// b_j
     pub prior: T,
+    /// The head's bias, 0 where it has none
+    pub offset: T,
+    /// The largest |c|: 1 of a cosine, ∞ of a product
+    pub limit: T,
+    /// σ_j, the class's scale
+    pub class_scale: T,
 }
 
 impl<T: Real> Logit<T> {
     #[inline(always)]
     pub fn of(self, cosine: T) -> T {
         self.scale.mul_add(cosine, self.prior)
+    }
+
+    /// A product of ŵ/σ and x̂ to a cosine, clamped to [−1, 1], or to a head's x·w + b; NaN stays.
+    #[inline(always)]
+    pub fn cosine(self, product: T, sigma: T) -> T {
+        let (low, high) = (T::ZERO - self.limit, self.limit);
+        let c = product.mul_add(sigma, self.offset);
+        let c = if c > high { high } else { c };
+        if c < low { low } else { c }
     }
 }
 
@@ -63,9 +79,10 @@ where
         let params = problem.params();
         let budget = params.workspace_bytes.unwrap_or(DEFAULT_WORKSPACE_BYTES);
         let plan = Plan::new(targets.rows.len().max(1), c, d, size_of::<X::Acc>(), budget, operands);
-        let largest = params.scale + (c as f64).ln(); // the largest b_j is 0
-        let smallest = params.log_prior.iter().fold(0.0, |least: f64, &b| least.min(b)) - params.scale;
-        let bounded = largest.max(-smallest) < -X::Acc::LOWEST - 3.0;
+        let scale = params.largest_scale();
+        let largest = scale + (c as f64).ln(); // the largest b_j is 0
+        let smallest = params.log_prior.iter().fold(0.0, |least: f64, &b| least.min(b)) - scale;
+        let bounded = params.normalize == Normalize::Both && largest.max(-smallest) < -X::Acc::LOWEST - 3.0;
         Self {
             params,
             targets,
@@ -109,6 +126,32 @@ where
 
     #[inline(always)]
     pub fn logit(&self, class: usize) -> Logit<X::Acc> {
-        Logit { scale: X::Acc::of(self.params.scale), prior: X::Acc::of(self.params.log_prior[self.class_of(class)]) }
+        let (params, of) = (self.params, self.class_of(class));
+        let class_scale = params.class_scale(of);
+        Logit {
+            scale: X::Acc::of(params.scale * class_scale),
+            prior: X::Acc::of(params.log_prior[of]),
+            offset: X::Acc::of(self.offset(class)),
+            limit: if params.normalize == Normalize::Both { X::Acc::ONE } else { X::Acc::INFINITY },
+            class_scale: X::Acc::of(class_scale),
+        }
+    }
+
+    /// The head's bias of a class.
+    #[inline(always)]
+    pub fn offset(&self, class: usize) -> f64 {
+        self.targets.bias.as_ref().map_or(0.0, |bias| bias[self.class_of(class)])
+    }
+
+    /// The norm that a row of X is divided by.
+    #[inline(always)]
+    pub fn x_norm(&self, row: &[X::Acc]) -> Norm {
+        if self.params.normalize == Normalize::Both { Norm::of(row) } else { Norm::UNIT }
+    }
+
+    /// The norm that a row of W is divided by.
+    #[inline(always)]
+    pub fn w_norm(&self, row: &[X::Acc]) -> Norm {
+        if self.params.normalize == Normalize::None { Norm::UNIT } else { Norm::of(row) }
     }
 }

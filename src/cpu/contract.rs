@@ -25,6 +25,7 @@ struct Lane<'l, T, E: Element> {
     norms: &'l mut [Option<Norm>],
     row_dots: &'l mut [T],
     sum: Option<&'l mut [T]>,
+    bias: Option<&'l mut [f64]>,
     sink: WeightSink<'l, E>,
 }
 
@@ -33,7 +34,8 @@ where
     X: Element,
     W: Element<Acc = X::Acc>,
 {
-    /// Cosines of a block against a range of classes to gradients: into the lanes' sums of dX, (lanes, R, D), and into dW.
+    /// Cosines of a block against a range of classes to gradients: into the lanes' sums of dX, (lanes, R, D), into dW, and added to the bias's,
+    /// dB (classes), where it is wanted.
     #[allow(clippy::too_many_arguments)]
     pub fn contract<P: Engine<X, W>, E: Element<Acc = X::Acc>>(
         &self,
@@ -45,6 +47,7 @@ where
         range: Range<usize>,
         norms: &mut [Option<Norm>],
         constants: &RowConstants<X::Acc>,
+        bias: Option<&mut [f64]>,
     ) {
         let (d, rows, width) = (self.d, block.rows.len(), self.plan.lane);
         let first_range = range.start == 0;
@@ -54,10 +57,11 @@ where
             .zip(row_dots.chunks_mut(rows))
             .zip(split(sums, self.plan.rows * d))
             .zip(sink.split(width * d))
+            .zip(split(bias, width))
             .enumerate()
-            .map(|(l, ((((cosines, norms), row_dots), sum), sink))| {
+            .map(|(l, (((((cosines, norms), row_dots), sum), sink), bias))| {
                 let start = range.start + l * width;
-                Lane { start, cosines, norms, row_dots, sum: sum.map(|sum| &mut sum[..rows * d]), sink }
+                Lane { start, cosines, norms, row_dots, sum: sum.map(|sum| &mut sum[..rows * d]), bias, sink }
             })
             .collect();
         self.each(lanes, |mut lane| {
@@ -84,6 +88,12 @@ where
                     #[inline(always)]
                     || P::contract(self, block, &mut tile, &mut constants, &mut scratch),
                 );
+            }
+            // Of a head with a bias no row is divided by its norm: the cosines have become ∂L/∂(x·w + b).
+            if let Some(bias) = lane.bias {
+                for (bias, g) in bias.iter_mut().zip(lane.cosines.chunks_exact(rows)) {
+                    *bias += g.iter().map(|g| g.f64()).sum::<f64>();
+                }
             }
         });
     }

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::call::Call;
+use super::call::{Call, Logit};
 use super::engine::Engine;
 use super::load::Block;
 use super::norm::{Norm, sigma};
 use super::numeric::{Element, Real};
-use super::statistics::{Accumulated, Partial, cosine};
+use super::statistics::{Accumulated, Partial};
 
 impl<X, W> Call<'_, X, W>
 where
@@ -60,8 +60,10 @@ where
                         if want {
                             lane.partials.push(self.statistics(cosines, block, classes.clone(), norms));
                         } else {
-                            for (row, norm) in cosines.chunks_exact_mut(rows).zip(norms.iter()) {
-                                to_cosines(row, sigma(norm.expect("set with the tile")));
+                            for ((row, norm), class) in
+                                cosines.chunks_exact_mut(rows).zip(norms.iter()).zip(classes.clone())
+                            {
+                                to_cosines(row, sigma(norm.expect("set with the tile")), self.logit(class));
                             }
                         }
                         if want_targets && X::Acc::IS_F64 {
@@ -89,8 +91,8 @@ where
 
 /// Products to cosines.
 #[inline(always)]
-fn to_cosines<T: Real>(row: &mut [T], sigma: T) {
+fn to_cosines<T: Real>(row: &mut [T], sigma: T, logit: Logit<T>) {
     for c in row {
-        *c = cosine(*c, sigma);
+        *c = logit.cosine(*c, sigma);
     }
 }

@@ -21,7 +21,7 @@ macro_rules! by_types {
             (F32, F32) => $typed::<f32, f32, Gemm>($($argument),*),
             (F16, F16) => $typed::<f16, f16, Gemm>($($argument),*),
             (F16, F32) => $typed::<f16, f32, Gemm>($($argument),*),
-            (BF16, BF16) if Pairs::available() => $typed::<bf16, bf16, Pairs>($($argument),*),
+            (BF16, BF16) if Pairs::available() && $problem.params().is_plain() => $typed::<bf16, bf16, Pairs>($($argument),*),
             (BF16, BF16) => $typed::<bf16, bf16, Gemm>($($argument),*),
             (BF16, F32) => $typed::<bf16, f32, Gemm>($($argument),*),
             (x, w) => Err(Error::Input(format!("features X are {} and weight W is {}", x.as_str(), w.as_str()))),

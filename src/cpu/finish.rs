@@ -56,7 +56,8 @@ pub(super) fn finish(
         let own =
             RowMargin { angular: params.angular[y], alpha: target.alpha, additive: params.additive[y] + target.beta };
         let margin = params.rule.target(cosine, own, hard, sin_floor);
-        let z_y = params.scale * margin.psi + params.log_prior[y];
+        let scale = params.scale * params.class_scale(y);
+        let z_y = scale * margin.psi + params.log_prior[y];
         let log_sum = all.max[i] + all.sum[i].ln(); // −∞ for C = 1
         let (mut loss, slope) = params.row_loss.at(log_sum - z_y); // eqs. (5), (10), (11)
         if alpha > 0.0 {
@@ -64,8 +65,8 @@ pub(super) fn finish(
             loss += alpha * (z_y - (others + z_y) / params.classes as f64);
         }
         let loss = target.weight * loss;
-        // ∂ℓ/∂ψ = ω·s·q_y
-        let by_psi = target.weight * params.scale * (alpha * (1.0 - 1.0 / params.classes as f64) - slope);
+        // ∂ℓ/∂ψ = ω·s·σ_y·q_y
+        let by_psi = target.weight * scale * (alpha * (1.0 - 1.0 / params.classes as f64) - slope);
         let margin_slopes = [by_psi * margin.dalpha, -by_psi];
         RowState { loss, predicted, hard, cosine, dpsi: margin.dpsi, log_sum, slope, margin_slopes }
     })

@@ -58,11 +58,13 @@ where
                 let (j, i) = (class as usize - classes.start, row as usize);
                 let norm = norms[j].expect("set with the tile");
                 // x̂ has been divided by its length; one that is shorter than 1e-12, by that.
+                let logit = call.logit(class as usize);
                 let cosine = exact_cosine(
                     (&block.unit[i * d..][..d], block.norms[i].projects, 1.0),
                     (tile.row(j, d), norm.projects, norm.inverse),
+                    logit.limit.f64(),
                 );
-                targets.push((row, cosine));
+                targets.push((row, cosine + call.offset(class as usize)));
             }
         }
     }

@@ -70,7 +70,8 @@ where
         out
     }
 
-    /// A tile's cosines (classes, R) to h_ij = σ_j·g_ij, in place; adds g_ij·c_ij to `row_dots` (R) and gives Σ_i g_ij·c_ij of every class.
+    /// A tile's cosines (classes, R) to h_ij = g_ij/‖w_j‖, in place; adds g_ij·c_ij to `row_dots` (R) and gives Σ_i g_ij·c_ij of every class. g is ∂L/∂c:
+    /// a class's scale is in it.
     #[inline(always)]
     pub fn gradient(
         &self,
@@ -115,7 +116,7 @@ impl<T: Real> RowConstants<T> {
     }
 }
 
-/// One class's cosines to h_ij = σ_j·g_ij, in place; adds g_ij·c_ij to `row_dots` (R) and returns Σ_i g_ij·c_ij.
+/// One class's cosines to h_ij = g_ij/‖w_j‖, in place; adds g_ij·c_ij to `row_dots` (R) and returns Σ_i g_ij·c_ij.
 #[inline(always)]
 fn gradients<T: Real>(
     cosines: &mut [T],
@@ -125,6 +126,7 @@ fn gradients<T: Real>(
     rows: &mut RowConstants<T>,
     row_dots: &mut [T],
 ) -> T {
+    let sigma = sigma * logit.class_scale;
     rows.hide(targets);
     let n = cosines.len();
     let (log_sum, factor, uniform) = (&rows.log_sum[..n], &rows.factor[..n], &rows.uniform[..n]);
@@ -150,11 +152,11 @@ fn gradients<T: Real>(
     let mut class_dot = sum(dots);
 
     rows.show(targets, |i, c, g, _| {
-        row_dots[i] += g * c;
+        row_dots[i] = logit.class_scale.mul_add(g * c, row_dots[i]);
         class_dot += g * c;
         cosines[i] = g * sigma;
     });
-    class_dot
+    class_dot * logit.class_scale
 }
 
 /// [`gradients`] of LANES rows; adds g·c to `row_dots` and to `dots`. One loop: of one a step the compiler makes vectors of two.
@@ -174,7 +176,7 @@ fn gradients_of_lanes<T: Real>(
         let p = factor[l] * (logit.of(c[l]) - log_sum[l]).exp();
         let g = p - uniform[l];
         let dot = g * c[l];
-        row_dots[l] += dot;
+        row_dots[l] = logit.class_scale.mul_add(dot, row_dots[l]);
         dots[l] += dot;
         c[l] = g * sigma;
     }

@@ -116,7 +116,7 @@ where
                 || {
                     for ((target, unit), norm) in rows.iter().zip(unit.chunks_exact_mut(d)).zip(norms.iter_mut()) {
                         self.x.widen_row(target.row, unit);
-                        *norm = Norm::of(unit);
+                        *norm = self.x_norm(unit);
                         normalize(unit, *norm);
                     }
                 },
@@ -156,7 +156,7 @@ where
         if let Some((data, row_stride)) = self.w.borrow(classes.start) {
             for (j, norm) in norms.iter_mut().enumerate() {
                 if norm.is_none() {
-                    *norm = Some(Norm::of(&data[j * row_stride..][..d]));
+                    *norm = Some(self.w_norm(&data[j * row_stride..][..d]));
                 }
             }
             if !norms.iter().flatten().any(|norm| norm.long) {
@@ -168,7 +168,7 @@ where
             self.w.widen_row(class, row);
             let known = match *norm {
                 Some(known) => known,
-                None => Norm::of(row),
+                None => self.w_norm(row),
             };
             *norm = Some(known);
             if known.long {

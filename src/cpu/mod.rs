@@ -82,7 +82,7 @@ pub(crate) fn run(
     targets: &Targets,
     pass: Pass,
     out: Gradients,
-) -> Result<Vec<RowState>> {
+) -> Result<Ran> {
     by_types!(problem, typed(problem, workspace, targets, pass, out))
 }
 
@@ -92,7 +92,7 @@ fn typed<X, W, P>(
     targets: &Targets,
     pass: Pass,
     out: Gradients,
-) -> Result<Vec<RowState>>
+) -> Result<Ran>
 where
     X: Element,
     W: Element<Acc = X::Acc>,
@@ -116,6 +116,14 @@ where
     })
 }
 
+/// What a pass gives beside the gradients that it writes.
+pub(crate) struct Ran {
+    /// Of every row that is not ignored, in their order; none of a pass that was given them
+    pub states: Vec<RowState>,
+    /// dB (C), of a head with a bias; zeros where the pass makes no gradient
+    pub bias: Option<Vec<f64>>,
+}
+
 /// What a call works in.
 struct Memory<'m, T> {
     /// (range, R)
@@ -126,6 +134,8 @@ struct Memory<'m, T> {
     sums: &'m mut [T],
     /// Of W's rows, as far as they are known, (C)
     norms: Vec<Option<Norm>>,
+    /// dB (C), of a head with a bias
+    bias: Option<Vec<f64>>,
 }
 
 impl<X, W> Call<'_, X, W>
@@ -139,7 +149,7 @@ where
         pass: Pass,
         mut dx: Option<&mut [DX]>,
         dw: Option<&mut [DW]>,
-    ) -> Result<Vec<RowState>>
+    ) -> Result<Ran>
     where
         P: Engine<X, W>,
         DX: Element<Acc = X::Acc>,
@@ -156,37 +166,39 @@ where
             if let Some(dw) = dw {
                 dw.fill(DW::narrow(X::Acc::ZERO));
             }
-            return Ok(Vec::new());
+            return Ok(Ran { states: Vec::new(), bias: self.targets.bias.as_ref().map(|_| vec![0.0; self.c]) });
         }
 
         let empty = RowState::default();
         let mut states = if matches!(pass, Pass::Gradients { .. }) { Vec::new() } else { vec![empty; all.len()] };
-        workspace.with(plan.parts * plan.elements(self.operands, self.c, d), |buffer: &mut [X::Acc]| {
-            let dx = dx.map(|dx| FeatureSink { dx, first: 0 });
-            if plan.parts > 1 {
-                return self.by_parts::<P, _, _>(buffer, pass, &mut states, dx, dw);
-            }
-            let mut memory = self.memory(buffer);
-            // dW of a half type is rounded once: its sum over several blocks of rows is for a second sweep, with sums of its own.
-            let second_sweep = all.len() > plan.rows && DW::as_acc(&[]).is_none();
-            let (dw, late_dw) = if second_sweep { (None, dw) } else { (dw, None) };
-            self.by_blocks::<P, _, _>(all, &mut memory, pass, &mut states, dx, dw)?;
-            if let Some(dw) = late_dw {
-                self.weight_by_ranges::<P, _>(&mut memory, pass, &states, dw);
-            }
-            Ok(())
-        })?;
-        Ok(states)
+        let bias =
+            workspace.with(plan.parts * plan.elements(self.operands, self.c, d), |buffer: &mut [X::Acc]| {
+                let dx = dx.map(|dx| FeatureSink { dx, first: 0 });
+                if plan.parts > 1 {
+                    return self.by_parts::<P, _, _>(buffer, pass, &mut states, dx, dw);
+                }
+                let mut memory = self.memory(buffer);
+                // dW of a half type is rounded once: its sum over several blocks of rows is for a second sweep, with sums of its own.
+                let second_sweep = all.len() > plan.rows && DW::as_acc(&[]).is_none();
+                let (dw, late_dw) = if second_sweep { (None, dw) } else { (dw, None) };
+                self.by_blocks::<P, _, _>(all, &mut memory, pass, &mut states, dx, dw)?;
+                if let Some(dw) = late_dw {
+                    self.weight_by_ranges::<P, _>(&mut memory, pass, &states, dw);
+                }
+                Ok::<_, Error>(memory.bias)
+            })?;
+        Ok(Ran { states, bias })
     }
 
     fn memory<'m>(&self, buffer: &'m mut [X::Acc]) -> Memory<'m, X::Acc> {
         let (d, plan) = (self.d, self.plan);
         let (cosines, buffer) = buffer.split_at_mut(plan.rows * plan.range);
         let (unit, sums) = buffer.split_at_mut(self.operands.block(plan.rows, d));
-        Memory { cosines, unit, sums, norms: vec![None; self.c] }
+        let bias = self.targets.bias.is_some().then(|| vec![0.0; self.c]);
+        Memory { cosines, unit, sums, norms: vec![None; self.c], bias }
     }
 
-    /// Parts of the rows side by side, each by its blocks.
+    /// Parts of the rows side by side, each by its blocks; gives dB of a head with a bias.
     fn by_parts<P, DX, DW>(
         &self,
         buffer: &mut [X::Acc],
@@ -194,7 +206,7 @@ where
         states: &mut [RowState],
         mut dx: Option<FeatureSink<DX>>,
         dw: Option<&mut [DW]>,
-    ) -> Result<()>
+    ) -> Result<Option<Vec<f64>>>
     where
         P: Engine<X, W>,
         DX: Element<Acc = X::Acc>,
@@ -228,17 +240,25 @@ where
                 (rows, weight, buffer, pass, states, dx)
             })
             .collect();
-        let results: Vec<Result<()>> = parts
+        let results: Vec<Result<Option<Vec<f64>>>> = parts
             .into_par_iter()
             .map(|(rows, weight, buffer, pass, states, dx)| {
-                self.by_blocks::<P, _, _>(rows, &mut self.memory(buffer), pass, states, dx, wanted.then_some(weight))
+                let mut memory = self.memory(buffer);
+                self.by_blocks::<P, _, _>(rows, &mut memory, pass, states, dx, wanted.then_some(weight))?;
+                Ok(memory.bias)
             })
             .collect();
-        results.into_iter().collect::<Result<()>>()?;
+        let mut bias: Option<Vec<f64>> = None;
+        for part in results {
+            match (&mut bias, part?) {
+                (Some(bias), Some(part)) => bias.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
+                (_, part) => bias = part,
+            }
+        }
         if let Some(dw) = dw {
             self.add_parts(weights, dw);
         }
-        Ok(())
+        Ok(bias)
     }
 
     /// Blocks of rows, each against all classes: the rows' states, dX, and dW unless it is None.
@@ -257,7 +277,7 @@ where
         DW: Element<Acc = X::Acc>,
     {
         let (d, plan) = (self.d, self.plan);
-        let Memory { cosines, unit, sums, norms } = memory;
+        let Memory { cosines, unit, sums, norms, bias } = memory;
         let several = all.len() > plan.rows;
         for (index, rows) in all.chunks(plan.rows).enumerate() {
             let block = P::load(self, rows, unit, !matches!(pass, Pass::Loss));
@@ -298,7 +318,8 @@ where
                     Some(dw) => WeightSink::Write(dw),
                 };
                 let sums = dx.is_some().then_some(&mut **sums);
-                self.contract::<P, _>(sums, sink, &mut row_dots, cosines, &block, range, norms, &constants);
+                let bias = bias.as_mut().map(|bias| &mut bias[range.clone()]);
+                self.contract::<P, _>(sums, sink, &mut row_dots, cosines, &block, range, norms, &constants, bias);
             }
             if let Some(dx) = &mut dx {
                 self.write_features::<P, _>(dx, sums, &row_dots, &block);
@@ -337,7 +358,7 @@ where
         dw: &mut [DW],
     ) {
         let (d, plan) = (self.d, self.plan);
-        let Memory { cosines, unit, sums, norms } = memory;
+        let Memory { cosines, unit, sums, norms, .. } = memory;
         let (states, upstream) = match pass {
             Pass::Gradients { states, upstream } => (states, Some(upstream)),
             _ => (states, None),
@@ -350,7 +371,8 @@ where
                 self.cosines::<P>(&block, range.clone(), cosines, norms, None, None);
                 let mut row_dots = vec![X::Acc::ZERO; plan.lanes * rows.len()];
                 let sink = WeightSink::<DW>::Sum(sums, index > 0);
-                self.contract::<P, _>(None, sink, &mut row_dots, cosines, &block, range.clone(), norms, &constants);
+                let range = range.clone();
+                self.contract::<P, _>(None, sink, &mut row_dots, cosines, &block, range, norms, &constants, None);
             }
             DW::narrow_slice(sums, &mut dw[range.start * d..range.end * d]);
         }

@@ -20,6 +20,9 @@ pub(super) struct Norm {
 }
 
 impl Norm {
+    /// Of a row that is left as long as it is.
+    pub const UNIT: Self = Self { inverse: 1.0, projects: false, long: false, power: 1.0 };
+
     #[inline(always)]
     pub fn of<T: Real>(row: &[T]) -> Self {
         let squares = vector::sum_of_squares(row).f64();

@@ -18,7 +18,7 @@ pub(super) struct Statistics<'a, T> {
     pub max: &'a mut [T],
     /// Σ exp(z − max)
     pub sum: &'a mut [T],
-    /// Σ c, where labels are smoothed
+    /// Σ σ_j·c, where labels are smoothed
     pub total: &'a mut [T],
     /// max c, the target included
     pub best: &'a mut [T],
@@ -56,7 +56,7 @@ pub(super) struct Accumulated {
     pub max: Vec<f64>,
     /// Σ_{j≠y} exp(z − max)
     pub sum: Vec<f64>,
-    /// Σ_{j≠y} c, where labels are smoothed
+    /// Σ_{j≠y} σ_j·c, where labels are smoothed
     pub total: Vec<f64>,
     best: Vec<f64>,
     pub best_class: Vec<u32>,
@@ -117,7 +117,7 @@ pub(crate) struct RowStatistics {
     pub max: f64,
     /// Σ_{j≠y} exp(z − max)
     pub sum: f64,
-    /// Σ_{j≠y} c, where labels are smoothed
+    /// Σ_{j≠y} σ_j·c, where labels are smoothed
     pub total: f64,
     /// max c, the target included
     pub best: f64,
@@ -199,7 +199,7 @@ where
             if self.params.label_smoothing > 0.0 {
                 saved.clear();
                 saved.extend(of_class.iter().map(|&(_, row)| out.total[row as usize]));
-                vector::add(out.total, row);
+                vector::subtract_scaled(out.total, row, X::Acc::ZERO - self.logit(class).class_scale);
                 of_class.iter().zip(&saved).for_each(|(&(_, row), &before)| out.total[row as usize] = before);
             }
         }
@@ -207,23 +207,14 @@ where
     }
 }
 
-/// A product of ŵ/σ and x̂ to a cosine, clamped to [−1, 1]; NaN stays.
-#[inline(always)]
-pub(super) fn cosine<T: Real>(product: T, sigma: T) -> T {
-    let (low, high) = (T::ZERO - T::ONE, T::ONE);
-    let c = product * sigma;
-    let c = if c > high { high } else { c };
-    if c < low { low } else { c }
-}
-
 /// A target's cosine in f64: ψ′ takes an error of it by 1/θ², so that f32's is all of dX at small angles. Of each side the row, whether it is divided by
-/// its own length, and what it is multiplied by if not.
+/// its own length, and what it is multiplied by if not; `limit` is the largest, 1 of a cosine.
 #[inline(always)]
-pub(super) fn exact_cosine<T: Real>(x: (&[T], bool, f64), w: (&[T], bool, f64)) -> f64 {
+pub(super) fn exact_cosine<T: Real>(x: (&[T], bool, f64), w: (&[T], bool, f64), limit: f64) -> f64 {
     let (xx, ww, xw) = vector::dots(x.0, w.0);
     let x_inverse = if x.1 { 1.0 / xx.sqrt() } else { x.2 };
     let w_inverse = if w.1 { 1.0 / ww.sqrt() } else { w.2 };
-    cosine(xw * x_inverse, w_inverse)
+    (xw * x_inverse * w_inverse).clamp(-limit, limit)
 }
 
 /// Of one class, into `max` (R). `targets` are the rows whose target is this class.
@@ -239,7 +230,7 @@ fn maxima<T: Real>(
     saved.clear();
     saved.extend(targets.iter().map(|&(_, row)| max[row as usize]));
     for (max, &product) in max.iter_mut().zip(products) {
-        let z = logit.of(cosine(product, sigma));
+        let z = logit.of(logit.cosine(product, sigma));
         *max = if z > *max { z } else { *max };
     }
     for (&(_, row), &before) in targets.iter().zip(saved.iter()) {
@@ -301,7 +292,7 @@ fn sums_of_lanes<T: Real>(
     let (mut new_c, mut new_sum, mut new_best) = ([T::ZERO; LANES], [T::ZERO; LANES], [T::ZERO; LANES]);
     let mut new_class = [0; LANES];
     for l in 0..LANES {
-        let cosine = cosine(products[l], sigma);
+        let cosine = logit.cosine(products[l], sigma);
         let better = cosine > bests[l];
         new_c[l] = cosine;
         new_sum[l] = sums[l] + (logit.of(cosine) - max[l]).exp();

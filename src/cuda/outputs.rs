@@ -82,6 +82,7 @@ impl<T: Accumulator> Outputs<T> {
             hard: tensor(self.hard, n, device),
             target_cosine: values.narrow(0, n, n)?,
             margin_gradient: None,
+            bias_gradient: None,
         };
         let slopes = || -> Result<MarginSlopes> {
             let rows = values.narrow(0, 2 * n, 2 * n)?.reshape((n, 2))?;

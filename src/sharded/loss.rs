@@ -246,7 +246,7 @@ impl ShardedLoss {
                 let dw = track_w.then(|| Tensor::zeros(weight.dims(), wide, &Device::Cpu)).transpose()?;
                 let ones = vec![1.0; pass.batch.rows()];
                 let dx = if wanted { inner.gradients(&pass, &agreed, weight, &ones, dw.as_ref())? } else { None };
-                Saved::Reduced { dx: dx.filter(|_| track_x), dw }
+                Saved::Reduced { dx: dx.filter(|_| track_x), dw, db: None }
             } else {
                 let this = self.clone();
                 Saved::Backward(Box::new(move |x, w, upstream| Ok(this.0.backward(&pass, x, w, upstream)?)))
@@ -279,7 +279,7 @@ impl Batch {
     }
 
     fn inputs(&self) -> RowInputs<'_> {
-        RowInputs { sample_weights: self.sample_weights.as_ref(), margins: self.margins.as_ref() }
+        RowInputs { sample_weights: self.sample_weights.as_ref(), margins: self.margins.as_ref(), bias: None }
     }
 }
 

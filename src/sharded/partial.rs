@@ -196,6 +196,9 @@ pub(super) fn problem_of<'a>(
             features.device().location()
         )));
     }
+    if !loss.params.is_plain() {
+        return Err(Error::Sharded("shards are of cosines times one scale: no class scales, Normalize::Both".into()));
+    }
     if loss.params.path == Path::Composed {
         return Err(Error::Sharded("shards have the fused path alone, and the composed one is asked for".into()));
     }

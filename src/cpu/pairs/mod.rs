@@ -154,7 +154,7 @@ impl Engine<bf16, bf16> for Pairs {
                 let (x_norm, w_norm) = (block.norms[i], norms[j].unwrap_or_default()); // set above
                 let side = |norm: Norm| (norm.projects, norm.inverse);
                 let ((x_own, x_inverse), (w_own, w_inverse)) = (side(x_norm), side(w_norm));
-                targets.push((row, exact_cosine((x, x_own, x_inverse), (w, w_own, w_inverse))));
+                targets.push((row, exact_cosine((x, x_own, x_inverse), (w, w_own, w_inverse), 1.0)));
             }
         }
     }
