@@ -67,7 +67,7 @@ if [ "$nvcc" = yes ]; then
     skip "tests/figures.rs: N, C, D = 256, 8142, 2048; 256, 1000, 2048 in f32" "half an hour of emulation; MARGIN_LOSS_RECORD=1 runs them"
     skip "tests/emulator/third-party: nine tenths of CUTLASS's, Triton's and FlashAttention's kernels" "sh tests/emulator/run.sh python3 tests/emulator/third-party/suite.py: a quarter of an hour"
     cuda() { sh tests/emulator/run.sh cargo test --release --features cuda "$@"; }
-    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users --test row_margins"
+    suites="--test golden --test oracle --test gradient --test errors --test traps --test candle --test companions --test users --test row_margins --test heads"
     # shellcheck disable=SC2086
     cuda --no-run --lib --test cuda --test driver --test tf32 --test candle_cuda --test targets --test figures --test sass --test train $suites
     mkdir -p target/test-logs

@@ -90,7 +90,8 @@ pub fn margin_cross_entropy(
 /// `cross_entropy(&head.forward(&x)?, &y)?` stood.
 ///
 /// x (N, D), w (C, D), b (C) where the head has one, y (N); the mean over the rows, a scalar. Beyond x, w and their gradients it holds O(N + C) and the
-/// workspace, no (N, C). On the CPU; on a CUDA device it is an error, for which [`MarginLoss`] and [`Path::Composed`] are a way out. A prior, class or sample
+/// workspace, no (N, C). So on the CPU; a CUDA device has no kernels of it yet, and takes the loss composed
+/// of Candle's ops ([`Path::Auto`]), logits and all. A prior, class or sample
 /// weights, smoothing, an index to ignore and losses by row are options of a [`MarginLoss`] with [`Normalize::None`], which also keeps its workspace
 /// from one call to the next: a training loop is to build one.
 ///

@@ -248,11 +248,13 @@ fn check_gradients(problem: &Problem, dx: &Tensor, dw: &Tensor) -> Result<()> {
 /// Whether a call takes its device's fused path; false for the composed one.
 fn is_fused(problem: &Problem) -> Result<bool> {
     let device = problem.features.device();
-    let has_path = device.is_cpu() || (device.is_cuda() && cfg!(feature = "cuda"));
+    let has_kernels = device.is_cuda() && cfg!(feature = "cuda");
+    let has_path = device.is_cpu() || (has_kernels && problem.params().is_plain());
     match problem.params().path {
         Path::Composed => Ok(false),
-        Path::Auto | Path::Fused if device.is_cuda() && !problem.params().is_plain() => Err(Error::Input(
-            "a head that is not normalised, and class scales, have no CUDA kernels yet: Path::Composed computes them there".into(),
+        Path::Fused if has_kernels && !has_path => Err(Error::Input(
+            "a head that is not normalised, and class scales, have no CUDA kernels yet: Path::Auto composes them there"
+                .into(),
         )),
         Path::Fused if !has_path => Err(no_path(device)),
         Path::Auto | Path::Fused => Ok(has_path),

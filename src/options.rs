@@ -90,9 +90,9 @@ pub enum Reduction {
 /// Which of a loss's implementations a call takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
-    /// The fused one, where the device has one: the CPU, and CUDA with the feature `cuda`. Else the composed one.
+    /// The fused one, where the device has one: the CPU, and CUDA with the feature `cuda`, but for [`Normalize`] and [`ClassScales`]. Else the composed one.
     Auto,
-    /// The fused one; an error on a device that has none.
+    /// The fused one; an error on a device that has none of the loss.
     Fused,
     /// The loss composed of Candle's own ops ([`reference`](mod@crate::reference)), on every device: slower, and with (N, C) tensors.
     Composed,

@@ -507,3 +507,37 @@ fn goldens_of_pytorch() -> Result<()> {
     }
     Ok(())
 }
+
+/// The kernels do not have these parts: a CUDA device takes the composed loss, to the CPU's numbers, and says so where the fused one is asked for.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_cuda_device_composes_them() -> Result<()> {
+    let (n, c, d) = (7, 5, 6);
+    let mut rng = StdRng::seed_from_u64(9);
+    let mut normal = |count: usize| -> Vec<f32> { (0..count).map(|_| StandardNormal.sample(&mut rng)).collect() };
+    let (x, w, b) = (normal(n * d), normal(c * d), normal(c));
+    let y: Vec<u32> = (0..n as u32).map(|i| i % c as u32).collect();
+    let mut found = Vec::new();
+    for device in [Device::Cpu, Device::new_cuda(0)?] {
+        let x = Var::from_tensor(&Tensor::from_vec(x.clone(), (n, d), &device)?)?;
+        let w = Var::from_tensor(&Tensor::from_vec(w.clone(), (c, d), &device)?)?;
+        let b = Var::from_tensor(&Tensor::from_vec(b.clone(), c, &device)?)?;
+        let y = Tensor::new(y.as_slice(), &device)?;
+        let loss = linear_cross_entropy(&x, &w, Some(&b), &y)?;
+        let gradients = loss.backward()?;
+        let mut values = vec![loss.to_scalar::<f32>()?];
+        for var in [&x, &w, &b] {
+            values.extend(gradients.get(var).expect("all are tracked").flatten_all()?.to_vec1::<f32>()?);
+        }
+        found.push(values);
+        let scales = ClassScales::PerClass(vec![0.5, 1.0, 1.5, 2.0, 0.25]);
+        let fused = MarginLoss::builder(c).class_scales(scales).path(Path::Fused).build()?;
+        let error = fused.forward(&x, &w, &y).err().map(|error| error.to_string());
+        assert_eq!(error.is_some(), device.is_cuda());
+        assert!(error.is_none_or(|error| error.contains("no CUDA kernels yet")));
+    }
+    for (cpu, cuda) in found[0].iter().zip(&found[1]) {
+        assert!((cpu - cuda).abs() < 1e-5, "{cpu} on the CPU, {cuda} on CUDA");
+    }
+    Ok(())
+}
