@@ -31,7 +31,7 @@ experiments() {
     RAYON_NUM_THREADS=1 cargo run --release --example experiments -- --classes 20 --seeds 2 --search-seeds 1 --epochs 2 --out target/experiments-test "$@"
 }
 experiments --embedding-epochs 1
-experiments --networks --companions
+experiments --networks
 if [ -d target/fonts/node_modules ]; then
     experiments --corpus glyphs --embedding-epochs 1
 else
