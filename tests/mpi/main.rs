@@ -104,12 +104,11 @@ fn rows(n: usize, rank: usize, size: usize) -> (usize, usize) {
     (bound(rank), bound(rank + 1) - bound(rank))
 }
 
-/// This rank's loss, predictions, dX and dW, with their bits.
-fn step(
-    loss: &MarginLoss,
-    inputs: &Inputs,
-    communicator: Arc<dyn Communicator>,
-) -> Result<(Vec<f64>, Vec<u32>, Vec<f64>, Vec<f64>)> {
+/// A rank's loss, predictions, dX and dW.
+type Step = (Vec<f64>, Vec<u32>, Vec<f64>, Vec<f64>);
+
+/// A call on this rank, its bytes counted.
+fn step(loss: &MarginLoss, inputs: &Inputs, communicator: Arc<dyn Communicator>) -> Result<Step> {
     let (rank, size) = (communicator.rank(), communicator.size());
     let (n, c, _) = inputs.dims();
     let (start, count) = rows(n, rank, size);
